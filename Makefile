@@ -1,0 +1,47 @@
+# The one door.  `make demo` and `make test` do all their set-up themselves.
+PYTHON ?= python3
+# Tests of torch tensors run where torch is installed: make test TORCH=torch
+TORCH ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+CFLAGS_CHECK := -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fvisibility=hidden
+C_FILES := $(wildcard csrc/*.c)
+
+.PHONY: demo test soak check asan tsan bench clean tools
+
+demo: $(VENV)/built
+	$(PY) -m shmq demo
+
+test: $(VENV)/built
+	$(PY) -m pytest -q tests
+
+soak: $(VENV)/built
+	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_corruption.py tests/test_takeover.py --timeout=3600
+
+check: $(VENV)/built
+	$(PY) -m pip install -q '.[check]'
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	for f in $(C_FILES); do cc $(CFLAGS_CHECK) -c $$f -o /dev/null || exit 1; done
+
+bench: $(VENV)/built
+	$(PY) -m bench
+
+clean:
+	rm -rf build dist *.egg-info shmq/*.so $(VENV)
+
+# One clear line where something is missing, before pip prints a page.
+tools:
+	@command -v cc >/dev/null || { echo "shmq: no C compiler; on Debian or Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "shmq: no $(PYTHON); on Debian or Ubuntu: apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "shmq: needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "shmq: no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "shmq: Python.h not found; on Debian or Ubuntu: apt-get install python3-dev" >&2; exit 1; }
+
+$(VENV)/bin/python: | tools
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/built: pyproject.toml setup.py shmq/_build.py shmq/_glue.h $(C_FILES) $(wildcard csrc/*.h) | $(VENV)/bin/python
+	$(PY) -m pip install -q -e '.[test]' $(TORCH)
+	touch $@

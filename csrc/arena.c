@@ -1,0 +1,268 @@
+/* arena.c: blocks of shared pages, each page with one word that is the truth about it.
+ *
+ * Idea: a block is a run of pages of one tier.  Its first page's word says in which state the block is and
+ * whose it is; the words behind it say CONT(first page, generation).  Every change is one CAS from an exact
+ * value, so whoever lost a race, or woke up too late, changes nothing.
+ *
+ *     state               next step                     by            death before the step: repaired by
+ *     FREE                -> LOANED(me), then CONTs     anyone        nothing to do
+ *     LOANED(o), k CONTs  -> more CONTs | INFLIGHT      o             reaper frees the CONTs found, then it
+ *     INFLIGHT(o, c)      record published; -> LEASED   consumer      reaper of o: no record at c, so free
+ *     LEASED(o)           -> CONTs to FREE, then FREE   o             reaper: record still at the head? back
+ *                                                                     to INFLIGHT, else free
+ *     CONT(h, g)          -> FREE                       owner of h    with h
+ *
+ * Claiming goes upwards from the first page, freeing downwards to it.  So at every instruction the CONTs of
+ * a block are an unbroken run behind a first page that is not FREE, and "count CONT(h, g) behind h" finds
+ * them all.  No length needs to be stored, hence none can be wrong.
+ *
+ * Searching is first fit within a window of 64 words at the start of the tier (memory that was freed last is
+ * the warmest and lies there), then next fit, then the whole tier before it says full.
+ *
+ * This file does not wait and does not know the rings; a record's position is an opaque number here.
+ */
+#include <string.h>
+
+#include "core.h"
+
+#define WINDOW_PAGES 64u
+
+static const struct shmq_tier *tier_of(const struct shmq_arena *a, uint32_t page) {
+    return page < a->large.first ? &a->small : &a->large;
+}
+static uint32_t pages_for(const struct shmq_tier *t, uint64_t bytes) {
+    uint64_t pages = bytes == 0 ? 1 : (bytes + t->page_bytes - 1) / t->page_bytes;
+    return pages > t->pages ? UINT32_MAX : (uint32_t)pages;
+}
+static bool is_free(uint64_t word) { return shmq_word_state(word) == SHMQ_PAGE_FREE; }
+
+uint8_t *shmq_arena_data(const struct shmq_arena *a, uint32_t page) {
+    const struct shmq_tier *t = tier_of(a, page);
+    return t->base + (uint64_t)(page - t->first) * t->page_bytes;
+}
+
+uint64_t shmq_arena_largest(const struct shmq_arena *a) {
+    uint64_t small = a->small.pages * a->small.page_bytes, large = a->large.pages * a->large.page_bytes;
+    return small > large ? small : large;
+}
+
+/* Pages behind `page` that belong to the block whose first page is `page`. */
+static uint32_t run_behind(const struct shmq_arena *a, uint32_t page, uint32_t generation) {
+    const struct shmq_tier *t = tier_of(a, page);
+    uint64_t cont = shmq_word(SHMQ_PAGE_CONT, 0, generation, page);
+    uint32_t n = 0;
+    while (page + n + 1 < t->first + t->pages && load_acquire(&a->words[page + n + 1]) == cont) n++;
+    return n;
+}
+
+bool shmq_arena_holds(const struct shmq_arena *a, uint32_t page, uint64_t word, uint64_t bytes) {
+    const struct shmq_tier *t = tier_of(a, page);
+    uint32_t pages = pages_for(t, bytes);
+    if (pages == 1) return true;
+    if (pages > t->first + t->pages - page) return false;
+    /* The run is unbroken (see above), so its last page answers for all. */
+    return load_acquire(&a->words[page + pages - 1]) ==
+           shmq_word(SHMQ_PAGE_CONT, 0, shmq_word_generation(word), page);
+}
+
+/* First page of `n` free ones in [from, to), or UINT32_MAX.  A hint: only the CAS decides. */
+static uint32_t find_run(const struct shmq_arena *a, uint32_t from, uint32_t to, uint32_t n) {
+    uint32_t found = 0;
+    for (uint32_t page = from; page < to; page++) {
+        found = is_free(load_relaxed(&a->words[page])) ? found + 1 : 0;
+        if (found == n) return page + 1 - n;
+    }
+    return UINT32_MAX;
+}
+
+/* Claims exactly [page, page + n).  Someone else may take one of them first: then all go back. */
+static bool claim(struct shmq_arena *a, uint32_t page, uint32_t n, uint64_t *word) {
+    uint64_t seen = load_relaxed(&a->words[page]);
+    if (!is_free(seen)) return false;
+    uint32_t generation = (shmq_word_generation(seen) + 1) & 0xfffu;
+    uint64_t head = shmq_word(SHMQ_PAGE_LOANED, a->owner, generation, 0);
+    /* A1 <- A2: acquire the page after the last reader's release of it. */
+    if (!cas_acq_rel(&a->words[page], &seen, head)) return false;
+    for (uint32_t i = 1; i < n; i++) {
+        uint64_t cont = shmq_word(SHMQ_PAGE_CONT, 0, generation, page);
+        seen = load_relaxed(&a->words[page + i]);
+        if (is_free(seen) && cas_acq_rel(&a->words[page + i], &seen, cont)) continue;
+        (void)shmq_arena_free(a, page, head);
+        return false;
+    }
+    *word = head;
+    return true;
+}
+
+static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint32_t *page,
+                     uint64_t *word) {
+    uint32_t end = t->first + t->pages;
+    uint32_t window = t->first + (t->pages < WINDOW_PAGES + n ? t->pages : WINDOW_PAGES + n);
+    const uint32_t searches[3][2] = {{t->first, window}, {t->first + t->hint, end}, {t->first, end}};
+    for (int i = 0; i < 3; i++) {
+        for (uint32_t from = searches[i][0];;) {
+            uint32_t at = find_run(a, from, searches[i][1], n);
+            if (at == UINT32_MAX) break;
+            if (claim(a, at, n, word)) {
+                if (i > 0) t->hint = at + n - t->first;
+                *page = at;
+                return true;
+            }
+            from = at + 1; /* lost a race; progress: the winner has the page */
+        }
+    }
+    return false;
+}
+
+/* Payloads up to 64 small pages look there first, larger ones among the large pages; the other tier
+ * is the second choice. */
+int shmq_arena_try_loan(struct shmq_arena *a, uint64_t bytes, uint32_t *page, uint64_t *word) {
+    bool small_first = bytes <= WINDOW_PAGES * a->small.page_bytes;
+    struct shmq_tier *order[2] = {small_first ? &a->small : &a->large, small_first ? &a->large : &a->small};
+    bool ever = false;
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = pages_for(order[i], bytes);
+        if (n == UINT32_MAX) continue;
+        ever = true;
+        if (try_tier(a, order[i], n, page, word)) return SHMQ_OK;
+    }
+    return ever ? SHMQ_ARENA_FULL : SHMQ_TOO_LARGE;
+}
+
+bool shmq_arena_room(struct shmq_arena *a, uint64_t bytes) {
+    struct shmq_tier *tiers[2] = {&a->small, &a->large};
+    for (int i = 0; i < 2; i++) {
+        uint32_t n = pages_for(tiers[i], bytes);
+        if (n != UINT32_MAX &&
+            find_run(a, tiers[i]->first, tiers[i]->first + tiers[i]->pages, n) != UINT32_MAX)
+            return true;
+    }
+    return false;
+}
+
+static int change(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_t to) {
+    uint64_t seen = *word;
+    if (SHMQ_UNLIKELY(!cas_acq_rel(&a->words[page], &seen, to))) return SHMQ_CORRUPT;
+    *word = to;
+    return SHMQ_OK;
+}
+
+/* After this a reaper looks at the ring to learn whether the block is a message (P1 follows). */
+int shmq_arena_send(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_t position) {
+    return change(a, page, word,
+                  shmq_word(SHMQ_PAGE_INFLIGHT, a->owner, shmq_word_generation(*word),
+                            shmq_cursor_argument(position)));
+}
+
+int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
+                     uint64_t *word) {
+    uint32_t at = shmq_handle_page(handle);
+    if (at >= a->small.pages + a->large.pages) return SHMQ_CORRUPT;
+    uint64_t seen = load_acquire(&a->words[at]);
+    if (shmq_word_state(seen) != SHMQ_PAGE_INFLIGHT ||
+        shmq_word_generation(seen) != shmq_handle_generation(handle) ||
+        shmq_word_argument(seen) != shmq_cursor_argument(position))
+        return SHMQ_CORRUPT;
+    *page = at;
+    *word = seen;
+    return change(a, at, word, shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(seen), 0));
+}
+
+int shmq_arena_free(struct shmq_arena *a, uint32_t page, uint64_t word) {
+    uint64_t cont = shmq_word(SHMQ_PAGE_CONT, 0, shmq_word_generation(word), page);
+    uint64_t freed = shmq_word(SHMQ_PAGE_FREE, 0, shmq_word_generation(word), 0);
+    for (uint32_t n = run_behind(a, page, shmq_word_generation(word)); n > 0; n--) {
+        uint64_t seen = cont;
+        (void)cas_acq_rel(&a->words[page + n], &seen, freed); /* A2 */
+    }
+    /* Death before this line: the first page still says whose block it was.  After it: all is free. */
+    return cas_acq_rel(&a->words[page], &word, freed) ? SHMQ_OK : SHMQ_CORRUPT;
+}
+
+/* ---- counting ---- */
+
+void shmq_arena_count(const struct shmq_arena *a, shmq_stats *stats) {
+    const struct shmq_tier *tiers[2] = {&a->small, &a->large};
+    for (int i = 0; i < 2; i++) {
+        const struct shmq_tier *t = tiers[i];
+        uint64_t run = 0;
+        stats->arena_bytes += t->pages * t->page_bytes;
+        for (uint32_t page = t->first; page < t->first + t->pages; page++) {
+            uint32_t state = shmq_word_state(load_relaxed(&a->words[page]));
+            if (state < 6) stats->pages[state] += 1;
+            run = state == SHMQ_PAGE_FREE ? run + t->page_bytes : 0;
+            if (state == SHMQ_PAGE_FREE) stats->arena_free_bytes += t->page_bytes;
+            if (run > stats->largest_free_bytes) stats->largest_free_bytes = run;
+        }
+    }
+}
+
+uint64_t shmq_arena_held_bytes(const struct shmq_arena *a, uint32_t owner) {
+    uint64_t bytes = 0;
+    for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
+        uint64_t w = load_relaxed(&a->words[page]);
+        uint32_t state = shmq_word_state(w);
+        if ((state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner)
+            bytes += (1 + (uint64_t)run_behind(a, page, shmq_word_generation(w))) *
+                     tier_of(a, page)->page_bytes;
+    }
+    return bytes;
+}
+
+/* Every CONT lies behind a first page that is not FREE.  Looks twice before it complains, because
+ * others work on the words meanwhile. */
+int shmq_arena_valid(const struct shmq_arena *a) {
+    for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
+        for (int tries = 0;; tries++) {
+            uint64_t w = load_acquire(&a->words[page]);
+            uint32_t state = shmq_word_state(w);
+            bool good = state <= SHMQ_PAGE_CONT;
+            if (state == SHMQ_PAGE_CONT) {
+                uint64_t first = shmq_word_argument(w);
+                good = first < page && tier_of(a, (uint32_t)first) == tier_of(a, page);
+                if (good) {
+                    uint64_t f = load_acquire(&a->words[first]);
+                    uint32_t s = shmq_word_state(f);
+                    good = s != SHMQ_PAGE_FREE && s != SHMQ_PAGE_CONT &&
+                           shmq_word_generation(f) == shmq_word_generation(w);
+                }
+            }
+            if (good) break;
+            if (tries == 1000) return SHMQ_CORRUPT;
+        }
+    }
+    return SHMQ_OK;
+}
+
+/* ---- repair: called with the dead owner's byte lock held ---- */
+
+void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uint64_t position) {
+    uint32_t page = shmq_handle_page(handle);
+    if (page >= a->small.pages + a->large.pages) return;
+    uint64_t w = load_acquire(&a->words[page]);
+    if (shmq_word_state(w) != SHMQ_PAGE_LEASED || shmq_word_owner(w) != dead ||
+        shmq_word_generation(w) != shmq_handle_generation(handle))
+        return;
+    /* Death here or after: the next reaper finds either the lease or the repaired word. */
+    uint64_t again = shmq_word(SHMQ_PAGE_INFLIGHT, dead, shmq_word_generation(w),
+                               shmq_cursor_argument(position)) | SHMQ_WORD_COMMITTED;
+    (void)cas_acq_rel(&a->words[page], &w, again);
+}
+
+/* `head` and `tail` were loaded before this scan, head first.  tail stands still: a dead producer's role is
+ * not given away before the reaper is done; where `dead` was not the producer, tail only grows.  So an
+ * INFLIGHT word of the dead with its cursor outside [head, tail) was never published: had it been published
+ * and passed by head, its word would have been changed before head was stored. */
+void shmq_arena_recover(struct shmq_arena *a, uint32_t dead, uint64_t head, uint64_t tail) {
+    uint64_t mask = (UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1;
+    uint64_t published = (shmq_cursor_argument(tail) - shmq_cursor_argument(head)) & mask;
+    for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
+        uint64_t w = load_acquire(&a->words[page]);
+        uint32_t state = shmq_word_state(w);
+        if (shmq_word_owner(w) != dead) continue;
+        bool orphan = state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED;
+        if (state == SHMQ_PAGE_INFLIGHT && (w & SHMQ_WORD_COMMITTED) == 0)
+            orphan = ((shmq_word_argument(w) - shmq_cursor_argument(head)) & mask) >= published;
+        if (orphan) (void)shmq_arena_free(a, page, w);
+    }
+}

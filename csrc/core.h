@@ -1,0 +1,249 @@
+/* core.h: internal prototypes, grouped by file, in the order of the floors.
+ *
+ *     look.c      read-only snapshots
+ *     shmq.c      handles, argument checks, try + wake, try + wait
+ *     recover.c   the order of repair
+ *     spsc.c | arena.c      the structures; neither knows the other, neither waits
+ *     peers.c     who is attached, who is alive
+ *     wait.c      eventcount, futex, deadlines
+ *     segment.c   geometry, map, ready-last handshake
+ *
+ * A file calls only files below it; tests/test_house.py holds this.
+ */
+#ifndef SHMQ_CORE_H
+#define SHMQ_CORE_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "layout.h"
+#include "shmq.h"
+
+#define SHMQ_LIKELY(x) __builtin_expect(!!(x), 1)
+#define SHMQ_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* ---- segment.c ---- */
+
+/* A mapped segment.  `geometry` is a checked private copy: the shared one is not read again. */
+struct shmq_segment {
+    uint8_t *base;
+    struct shmq_control *control;
+    struct shmq_peer *peers;
+    struct shmq_geometry geometry;
+    uint32_t kind;
+    int fd;      /* ours; may have been closed behind our back, see shmq_segment_reopen */
+    dev_t dev;
+    ino_t ino;
+    char name[256]; /* as shm_open takes it, or "" */
+};
+
+int shmq_segment_create(int fd, const shmq_params *params, struct shmq_segment *segment);
+void shmq_segment_ready(struct shmq_segment *segment);
+int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *segment);
+void shmq_segment_unmap(struct shmq_segment *segment);
+/* A fresh open file description of the segment's object, or -1. */
+int shmq_segment_reopen(const struct shmq_segment *segment);
+static inline const struct shmq_header *shmq_segment_header(const struct shmq_segment *s) {
+    return (const struct shmq_header *)(const void *)s->base;
+}
+
+/* ---- wait.c ---- */
+
+#define SHMQ_SLICE_NS INT64_C(100000000)     /* longest sleep without a look at the peers */
+#define SHMQ_SHORT_SLICE_NS INT64_C(1000000) /* the same where membarrier is not to be had */
+#define SHMQ_SPIN_MIN_NS INT64_C(2000)
+#define SHMQ_SPIN_MAX_NS INT64_C(50000)
+
+struct shmq_waiter {
+    int64_t spin_ns; /* adapts between the two bounds; 0: one CPU only */
+};
+
+int64_t shmq_now_ns(void);
+/* Once per attach: this process takes part in the asymmetric barrier. */
+void shmq_wait_register(void);
+extern bool shmq_fence_on_publish; /* this process could not register: it fences itself */
+int shmq_cpus_usable(void);
+/* True while the process has not forked since `canary` was read. */
+uint64_t shmq_process_canary(void);
+extern const volatile uint64_t *shmq_canary;
+
+void shmq_eventcount_wake_slow(struct shmq_eventcount *e);
+
+/* To be called after the store that made something available.  No system call, no fence and no write
+ * when nobody sleeps.  Returns true if it woke. */
+static inline bool shmq_eventcount_wake(struct shmq_eventcount *e) {
+    /* W1 -> S1: our store must be visible before we read armed.  The sleeper's membarrier does
+     * that for us between its arming and its second look (wait.c); here it only must not be
+     * reordered by the compiler.  A process outside the membarrier fences. */
+    compiler_barrier();
+    if (SHMQ_UNLIKELY(shmq_fence_on_publish)) full_fence();
+    if (SHMQ_LIKELY(load32_relaxed(&e->armed) == 0)) return false;
+    shmq_eventcount_wake_slow(e);
+    return true;
+}
+
+typedef bool shmq_ready_fn(void *context);
+/* Spins, then sleeps until ready(context), the deadline (SHMQ_EMPTY), a signal (SHMQ_INTERRUPTED) or
+ * the end of a slice (SHMQ_NOT_READY: look at the peers, then call again).  *parked: it slept. */
+int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *waiter, shmq_ready_fn *ready,
+                         void *context, int64_t deadline_ns, bool *parked);
+
+/* ---- peers.c ---- */
+
+/* A peer slot that this process holds, through a lock that dies with the address space. */
+struct shmq_membership {
+    void *pin;      /* the PROT_NONE mapping that keeps the lock's file description alive */
+    uint32_t index;
+    uint64_t epoch;
+};
+
+int shmq_peers_join(struct shmq_segment *segment, struct shmq_membership *me);
+void shmq_peers_leave(struct shmq_segment *segment, struct shmq_membership *me);
+/* 1 alive, 0 dead, -1 not known (never a death verdict). */
+int shmq_peers_alive(const struct shmq_segment *segment, uint32_t index);
+/* Takes a dead LIVE peer's byte lock.  Returns the descriptor that holds it, or -1: not dead, or
+ * someone else is at it.  Finish with shmq_peers_verdict_end. */
+int shmq_peers_verdict_begin(struct shmq_segment *segment, uint32_t index, uint64_t *epoch);
+void shmq_peers_verdict_end(struct shmq_segment *segment, uint32_t index, uint64_t epoch, int lock);
+
+/* ---- spsc.c ---- */
+
+struct shmq_spsc {
+    uint8_t *records;
+    uint64_t capacity;     /* a power of two */
+    uint32_t inline_bytes;
+    struct shmq_cursor_line *tail, *head;
+};
+
+/* One side's private state.  `cursor` is the truth that the shared line repeats. */
+struct shmq_spsc_side {
+    uint64_t cursor;       /* published tail, or released head */
+    uint64_t ahead;        /* producer: end of what is reserved; consumer: end of what is peeked */
+    uint64_t far_seen;     /* the other side's cursor when we last looked */
+    uint64_t messages;     /* that passed `ahead` */
+    uint32_t flip;         /* which tally entry was written last */
+};
+
+struct shmq_record {
+    uint8_t *payload;
+    uint32_t bytes;
+    uint16_t codec;
+    uint16_t flags;
+    uint64_t position;     /* its cursor */
+};
+
+void shmq_spsc_init(struct shmq_spsc *ring, uint64_t first_cursor);
+int shmq_spsc_valid(const struct shmq_spsc *ring);
+int shmq_spsc_side_load(const struct shmq_spsc *ring, bool producer, struct shmq_spsc_side *side);
+int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer,
+                          uint32_t bytes, uint16_t codec, uint16_t flags,
+                          struct shmq_record *record);
+void shmq_spsc_commit(const struct shmq_spsc *ring, struct shmq_spsc_side *producer);
+void shmq_spsc_abort(struct shmq_spsc_side *producer, const struct shmq_spsc_side *before);
+int shmq_spsc_try_peek(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer,
+                       struct shmq_record *record);
+void shmq_spsc_release(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer);
+bool shmq_spsc_room(const struct shmq_spsc *ring, const struct shmq_spsc_side *producer,
+                    uint32_t bytes);
+bool shmq_spsc_unread(const struct shmq_spsc *ring, const struct shmq_spsc_side *consumer);
+/* For onlookers: the message `index` places behind the head, read without taking it. */
+int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_record *record);
+/* Messages that passed a cursor line; exact unless someone writes garbage. */
+uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line);
+
+/* ---- arena.c ---- */
+
+struct shmq_tier {
+    uint8_t *base;
+    uint64_t page_bytes;
+    uint32_t first, pages; /* its pages are words [first, first + pages) */
+    uint32_t hint;         /* where the last search ended */
+};
+
+struct shmq_arena {
+    shmq_a64 *words;
+    struct shmq_block_header *headers;
+    struct shmq_tier small, large;
+    uint32_t owner;
+};
+
+int shmq_arena_try_loan(struct shmq_arena *arena, uint64_t bytes, uint32_t *page, uint64_t *word);
+bool shmq_arena_room(struct shmq_arena *arena, uint64_t bytes);
+/* LOANED(us) -> INFLIGHT(position).  The record's room is reserved before: publishing cannot fail. */
+int shmq_arena_send(struct shmq_arena *arena, uint32_t page, uint64_t *word, uint64_t position);
+/* INFLIGHT(position) -> LEASED(us), after checking that the handle names this very block. */
+int shmq_arena_lease(struct shmq_arena *arena, uint64_t handle, uint64_t position, uint32_t *page,
+                     uint64_t *word);
+/* Frees the whole block whose first page's word is `word`. */
+int shmq_arena_free(struct shmq_arena *arena, uint32_t page, uint64_t word);
+uint8_t *shmq_arena_data(const struct shmq_arena *arena, uint32_t page);
+uint64_t shmq_arena_largest(const struct shmq_arena *arena);
+int shmq_arena_valid(const struct shmq_arena *arena);
+/* True if `bytes` from the start of `page` lie within that block. */
+bool shmq_arena_holds(const struct shmq_arena *arena, uint32_t page, uint64_t word, uint64_t bytes);
+void shmq_arena_count(const struct shmq_arena *arena, shmq_stats *stats);
+uint64_t shmq_arena_held_bytes(const struct shmq_arena *arena, uint32_t owner);
+/* Puts the dead owner's block back in flight if the record at `position` still names it. */
+void shmq_arena_resend(struct shmq_arena *arena, uint32_t dead, uint64_t handle, uint64_t position);
+/* Frees what a dead owner held; keeps its INFLIGHT blocks whose record lies in [head, tail). */
+void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, uint64_t head, uint64_t tail);
+
+/* ---- recover.c ---- */
+
+int shmq_recover_all(struct shmq_segment *segment, const struct shmq_spsc *ring,
+                     struct shmq_arena *arena, uint32_t myself, uint32_t *repaired);
+
+/* ---- shmq.c ---- */
+
+struct shmq_side {
+    struct shmq_spsc_side spsc;
+    struct shmq_waiter waiter;
+    bool held; /* we have this role */
+};
+
+/* One handle.  Private memory; only the counters that `counters` points to are shared. */
+struct shmq_queue {
+    bool open;
+    bool observer;
+    uint64_t canary;              /* differs from *shmq_canary after a fork */
+    struct shmq_peer *counters;   /* our own entry */
+    struct shmq_control *control;
+    struct shmq_side put, get;
+    struct shmq_spsc ring;
+    struct shmq_arena arena;
+    struct shmq_segment segment;
+    struct shmq_membership me;
+    shmq_a32 users;               /* of the mapping: the open handle, blocks, waiting calls */
+    shmq_a32 references;          /* to this struct: the handle, blocks */
+    uint8_t *inline_copy;         /* shmq_get's buffer for in-line payloads */
+    void *box;                    /* the Python glue's list of results */
+};
+
+int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork */
+
+/* The steps below a blocking put or get, which the Python glue drives itself. */
+int shmq_put_begin(shmq_queue *q);  /* may this handle put now?  Claims the role. */
+int shmq_get_begin(shmq_queue *q);
+int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                        const void *data, uint32_t bytes);
+int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);
+int shmq_try_publish(shmq_block *block, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                     uint64_t bytes);
+void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes); /* publishes what was reserved */
+/* Ends the hold on the pages, not the right to look at the memory. */
+void shmq_block_give_back(shmq_block *block);
+int shmq_try_next(shmq_queue *q, struct shmq_record *record); /* peeks; in-line or block */
+int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
+                   const struct shmq_block_header **header);
+void shmq_unlease(shmq_block *block, const struct shmq_record *record);
+void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
+/* Wait until a record of record_bytes, and a block of block_bytes unless that is 0, seem to fit.  SHMQ_OK:
+ * try again; SHMQ_EMPTY: the deadline passed. */
+int shmq_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns);
+int shmq_wait_get(shmq_queue *q, int64_t deadline_ns);
+/* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
+void shmq_pin(shmq_queue *q);
+void shmq_unpin(shmq_queue *q);
+bool shmq_spin_get(shmq_queue *q); /* about a microsecond, no system call */
+
+#endif

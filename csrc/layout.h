@@ -1,0 +1,283 @@
+/* layout.h: THE ABI.  Every structure that lies in a segment, drawn and asserted.
+ *
+ * A segment is one POSIX shared-memory object.  It holds offsets and fixed-width integers only:
+ * no pointers, no bool, no long, no pthread types.  All integers have the machine's byte order
+ * (the magic would read differently on a machine of the other one).
+ *
+ *   0                  +---------------------------+
+ *                      | header          4 KiB     |  written once by the creator, magic LAST
+ *   SHMQ_CONTROL_AT    +---------------------------+
+ *                      | control         8 x 128 B |  one line per writer, see shmq_control
+ *   peers_at           +---------------------------+
+ *                      | peer table                |  peers x 1 KiB, slot i belongs to peer i
+ *   ring_at            +---------------------------+  (page aligned)
+ *                      | ring                      |  spsc: ring_bytes of records
+ *                      |                           |  mpmc, topic: slots x slot_bytes of slots
+ *   words_at           +---------------------------+  (page aligned)
+ *                      | page words                |  one 64-bit word a page: the truth about it
+ *   blocks_at          +---------------------------+
+ *                      | block headers             |  128 B a page; the one of a block's first page counts
+ *   small_at           +---------------------------+  (page aligned)
+ *                      | arena, small pages        |  16 KiB each
+ *   large_at           +---------------------------+  (2 MiB aligned)
+ *                      | arena, large pages        |  2 MiB each
+ *   total_bytes        +---------------------------+
+ *
+ * Block headers lie beside the pages, not in them: a tensor of 2^n bytes then takes exactly 2^n bytes
+ * of pages and starts page-aligned, and the pages can be huge ones.
+ *
+ * Who may write what, and when, is said at each structure.  "Owner" is a peer's index.
+ */
+#ifndef SHMQ_LAYOUT_H
+#define SHMQ_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "atomics.h"
+
+#define SHMQ_ABI_VERSION 1u
+#define SHMQ_MAGIC UINT64_C(0x313042514d485300) /* the bytes "\0SHMQB01" on a little-endian machine */
+
+#define SHMQ_LINE 128u /* two 64-byte lines: adjacent-line prefetchers pull pairs */
+#define SHMQ_CONTROL_AT 4096u
+#define SHMQ_PAGE 4096u
+#define SHMQ_SMALL_PAGE (16u << 10)
+#define SHMQ_LARGE_PAGE (2u << 20)
+#define SHMQ_MAX_PEERS 4095u          /* an owner has 12 bits */
+#define SHMQ_MAX_PAGES (1u << 24)     /* a page index in a handle has 24 bits */
+#define SHMQ_META_BYTES 96u
+
+enum shmq_kind { SHMQ_KIND_SPSC = 1, SHMQ_KIND_MPMC = 2, SHMQ_KIND_TOPIC = 3 };
+
+/* ---- header: immutable once magic is set ------------------------------------------------- */
+
+struct shmq_geometry {
+    uint64_t total_bytes;
+    uint64_t peers_at, ring_at, words_at, blocks_at, small_at, large_at;
+    uint64_t ring_bytes;     /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
+    uint64_t first_cursor;   /* where both cursors start: 0, or near the wrap in tests */
+    uint32_t peers;          /* entries of the peer table */
+    uint32_t slots;          /* mpmc, topic: a power of two; spsc: 0 */
+    uint32_t slot_bytes;     /* mpmc, topic: stride of a slot; spsc: 0 */
+    uint32_t inline_bytes;   /* longest payload that may lie in a record or slot */
+    uint32_t small_pages, large_pages;
+    uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
+    uint32_t history;        /* topic: messages that a late subscriber still gets */
+};
+
+struct shmq_header {
+    shmq_a64 magic;          /* stored last, release; load acquire before anything else is read */
+    uint64_t fingerprint;    /* SHMQ_FINGERPRINT of the creator's build */
+    uint32_t kind;           /* enum shmq_kind */
+    uint32_t flags;          /* delivery, policy, priority bits; 0 at this ABI's start */
+    uint8_t uuid[16];        /* this segment and no other of the same name */
+    uint64_t created_unix_ns;
+    uint32_t creator_pid;    /* for people only */
+    uint32_t creator_uid;
+    struct shmq_geometry geometry;
+};
+
+/* ---- control: one line per writer --------------------------------------------------------- */
+
+/* A cursor and the number of messages that passed it.  The count cannot be stored in one step with
+ * the cursor, so two entries alternate, each naming the cursor that it is valid at: after a death
+ * between the two stores the entry whose `at` equals `cursor` is still there. */
+struct shmq_cursor_line {
+    shmq_a64 cursor;
+    struct {
+        shmq_a64 messages;
+        shmq_a64 at;
+    } tally[2];
+    uint8_t unused[SHMQ_LINE - 40];
+};
+
+/* epoch is the futex word; armed says that someone may sleep (see wait.c). */
+struct shmq_eventcount {
+    shmq_a32 epoch; /* any waker, by RMW */
+    shmq_a32 armed; /* waiters store 1, a waker exchanges 0 */
+    uint8_t unused[SHMQ_LINE - 8];
+};
+
+struct shmq_roles {
+    shmq_a64 producer;  /* 0, or shmq_role_word(owner, epoch); by CAS, spsc only */
+    shmq_a64 consumer;
+    shmq_a32 lifecycle; /* enum shmq_lifecycle, only ever grows */
+    uint8_t unused[SHMQ_LINE - 20];
+};
+
+enum shmq_lifecycle { SHMQ_RUNNING = 0, SHMQ_DRAINING = 1, SHMQ_STOPPED = 2 };
+
+struct shmq_control {
+    struct shmq_cursor_line tail;     /* writer: the producer (mpmc: whoever helps) */
+    struct shmq_cursor_line head;     /* writer: the consumer */
+    struct shmq_eventcount not_empty; /* consumers sleep here */
+    struct shmq_eventcount not_full;  /* producers sleep here, for ring and arena alike */
+    struct shmq_roles roles;
+    uint8_t unused[3 * SHMQ_LINE];    /* priority lane, retry list, dedupe window */
+};
+
+/* ---- peer table ---------------------------------------------------------------------------- */
+
+/* word = state:8 | epoch:56.  FREE -> LIVE by whoever holds the slot's byte lock; LIVE -> FREE(epoch+1)
+ * by the owner on detach or by a reaper that holds the byte lock, after a completed scan. */
+enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
+
+struct shmq_event {
+    uint64_t time_ns;
+    uint64_t op_cursor; /* op:8 | cursor:56 */
+};
+
+struct shmq_peer {
+    shmq_a64 word;            /* lock the byte before this is written */
+    uint64_t attached_unix_ns;
+    uint32_t pid;             /* for people only, never a verdict: may be of another PID namespace */
+    uint32_t unused0;
+    uint64_t start_ticks;     /* field 22 of /proc/pid/stat: tells a reused pid */
+    uint64_t doorbell;        /* names the FIFO of an event loop; 0: none */
+    char comm[16];
+    uint8_t unused1[SHMQ_LINE - 56];
+
+    shmq_a64 messages_put, bytes_put, messages_got, bytes_got; /* writer: the owner */
+    shmq_a64 parks, wakes, reaps;
+    uint8_t unused2[SHMQ_LINE - 56];
+
+    shmq_a64 topic_cursor;    /* topic: this subscriber's next message */
+    shmq_a64 topic_missed;
+    shmq_a64 topic_bit;       /* index of its bit in the block's readers mask, plus 1; 0: none */
+    uint8_t unused3[SHMQ_LINE - 24];
+
+    shmq_a64 events_written;  /* flight recorder: a ring of the last operations */
+    uint64_t unused4;
+    struct shmq_event events[39];
+};
+
+/* ---- ring: spsc records -------------------------------------------------------------------- */
+
+/* One 64-bit header, then the payload, padded to 8.  Loaded once, then decoded from the copy:
+ * length:32 | codec:16 | flags:16. */
+#define SHMQ_RECORD_HEADER 8u
+enum shmq_record_flags {
+    SHMQ_RECORD_PAD = 1,   /* no message: skip length bytes, the ring's end is near */
+    SHMQ_RECORD_BLOCK = 2, /* the payload is one 64-bit block handle: page:24 | generation:12 */
+};
+
+/* ---- ring: mpmc and topic slots ------------------------------------------------------------ */
+
+/* word = state:3 | owner:12 | lap:49, see mpmc.c */
+enum shmq_slot_state {
+    SHMQ_SLOT_FREE = 0,
+    SHMQ_SLOT_WRITING = 1,
+    SHMQ_SLOT_READY = 2,
+    SHMQ_SLOT_READING = 3,
+    SHMQ_SLOT_TOMB = 4,
+};
+
+struct shmq_slot {
+    shmq_a64 word;
+    shmq_a64 record;  /* as an spsc record's header */
+    shmq_a64 handle;  /* block handle where the record says so */
+    uint32_t deliveries;
+    uint32_t producer; /* owner that wrote it, for people */
+    /* in-line payload follows, up to slot_bytes - 32 */
+};
+
+/* ---- arena ---------------------------------------------------------------------------------- */
+
+/* A page's word.  Changed by CAS only, by the process that the current word allows:
+ *
+ *   bits 0-2 state | 3 committed | 4-15 owner | 16-27 generation | 28-63 argument
+ *
+ *   FREE       nobody's; any peer may take it
+ *   LOANED     owner writes into it                   owner dead: free
+ *   INFLIGHT   argument = cursor of the record that   owner dead and no committed record at that
+ *              names it (>> 3, low 36 bits)           cursor: free
+ *   LEASED     owner reads it                         owner dead: free, or INFLIGHT again if its
+ *                                                     record is still at the head
+ *   RETURNED   nobody's, but holds a message          swept back into the ring (mpmc)
+ *   CONT       argument = first page of its block     follows that page; same generation
+ *
+ * The committed bit: this message had been READY once, so it may be returned but never freed. */
+enum shmq_page_state {
+    SHMQ_PAGE_FREE = 0,
+    SHMQ_PAGE_LOANED = 1,
+    SHMQ_PAGE_INFLIGHT = 2,
+    SHMQ_PAGE_LEASED = 3,
+    SHMQ_PAGE_RETURNED = 4,
+    SHMQ_PAGE_CONT = 5,
+};
+
+#define SHMQ_WORD_COMMITTED UINT64_C(8)
+#define SHMQ_ARGUMENT_BITS 36
+
+static inline uint64_t shmq_word(uint32_t state, uint32_t owner, uint32_t generation,
+                                 uint64_t argument) {
+    return (uint64_t)(state & 7u) | (uint64_t)(owner & 0xfffu) << 4 |
+           (uint64_t)(generation & 0xfffu) << 16 | argument << (64 - SHMQ_ARGUMENT_BITS);
+}
+static inline uint32_t shmq_word_state(uint64_t w) { return (uint32_t)(w & 7u); }
+static inline uint32_t shmq_word_owner(uint64_t w) { return (uint32_t)(w >> 4) & 0xfffu; }
+static inline uint32_t shmq_word_generation(uint64_t w) { return (uint32_t)(w >> 16) & 0xfffu; }
+static inline uint64_t shmq_word_argument(uint64_t w) { return w >> (64 - SHMQ_ARGUMENT_BITS); }
+/* A byte cursor as a word's argument.  36 bits of 8-byte units: a ring is far smaller than that. */
+static inline uint64_t shmq_cursor_argument(uint64_t cursor) {
+    return (cursor >> 3) & ((UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1);
+}
+
+static inline uint64_t shmq_handle(uint32_t page, uint32_t generation) {
+    return (uint64_t)page | (uint64_t)(generation & 0xfffu) << 24;
+}
+static inline uint32_t shmq_handle_page(uint64_t h) { return (uint32_t)(h & 0xffffffu); }
+static inline uint32_t shmq_handle_generation(uint64_t h) { return (uint32_t)(h >> 24) & 0xfffu; }
+
+static inline uint64_t shmq_role_word(uint32_t owner, uint64_t epoch) {
+    return (uint64_t)(owner + 1) | epoch << 16; /* never 0 */
+}
+static inline uint32_t shmq_role_owner(uint64_t w) { return (uint32_t)(w & 0xffffu) - 1u; }
+
+/* Written by the owner of the block while it is LOANED, read by whoever holds it LEASED. */
+struct shmq_block_header {
+    uint64_t payload_bytes;
+    uint16_t codec;
+    uint16_t flags;
+    uint32_t meta_bytes;      /* <= SHMQ_META_BYTES */
+    uint32_t deliveries;      /* at_least_once */
+    uint32_t producer;        /* owner that wrote it, for people */
+    shmq_a64 readers;         /* topic: one bit per subscriber that may still read */
+    uint8_t meta[SHMQ_META_BYTES]; /* the codec's own header, e.g. struct shmq_tensor */
+};
+
+/* ---- the drawing, asserted ------------------------------------------------------------------ */
+
+#define SHMQ_ASSERT_AT(type, field, at) \
+    _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
+
+_Static_assert(sizeof(struct shmq_geometry) == 104, "geometry");
+SHMQ_ASSERT_AT(shmq_header, fingerprint, 8);
+SHMQ_ASSERT_AT(shmq_header, kind, 16);
+SHMQ_ASSERT_AT(shmq_header, uuid, 24);
+SHMQ_ASSERT_AT(shmq_header, created_unix_ns, 40);
+SHMQ_ASSERT_AT(shmq_header, geometry, 56);
+_Static_assert(sizeof(struct shmq_header) <= SHMQ_CONTROL_AT, "header");
+_Static_assert(sizeof(struct shmq_cursor_line) == SHMQ_LINE, "cursor line");
+_Static_assert(sizeof(struct shmq_eventcount) == SHMQ_LINE, "eventcount");
+SHMQ_ASSERT_AT(shmq_control, head, 1 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, not_empty, 2 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, not_full, 3 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, roles, 4 * SHMQ_LINE);
+_Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
+SHMQ_ASSERT_AT(shmq_peer, messages_put, 1 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_peer, topic_cursor, 2 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_peer, events_written, 3 * SHMQ_LINE);
+_Static_assert(sizeof(struct shmq_peer) == 1024, "peer");
+_Static_assert(sizeof(struct shmq_slot) == 32, "slot");
+SHMQ_ASSERT_AT(shmq_block_header, meta, 32);
+_Static_assert(sizeof(struct shmq_block_header) == 128, "block header");
+
+/* Two builds that disagree about any of these sizes refuse each other's segments. */
+#define SHMQ_FINGERPRINT                                                                        \
+    ((uint64_t)SHMQ_ABI_VERSION << 48 ^ (uint64_t)sizeof(struct shmq_header) << 40 ^            \
+     (uint64_t)sizeof(struct shmq_control) << 28 ^ (uint64_t)sizeof(struct shmq_peer) << 16 ^   \
+     (uint64_t)sizeof(struct shmq_block_header) << 8 ^ (uint64_t)sizeof(struct shmq_slot))
+
+#endif

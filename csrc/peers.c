@@ -1,0 +1,158 @@
+/* peers.c: who is attached, and who is alive.
+ *
+ * Idea: peer i holds a write lock on byte i of the segment's object.  The lock is an OFD lock: it belongs
+ * to an open file description.  The description is kept open by nothing but a mapping that a fork does
+ * not copy:
+ *
+ *     open -> F_OFD_SETLK byte i -> mmap one page PROT_NONE -> MADV_DONTFORK -> close(fd)
+ *
+ * So the lock ends exactly when this process image ends: at exit, SIGKILL or exec, whichever closes the
+ * mapping; not by closerange(), not by a thread's end, and a forked child does not keep it.  A stopped
+ * process stays alive.  Pids play no part, so PID namespaces and reused pids do not matter.
+ *
+ * Order: the byte is locked before the slot word says LIVE, and the word says FREE before the byte is
+ * unlocked.  Hence LIVE + unlocked means dead, for ever: a verdict that cannot be revoked.  Where the
+ * kernel cannot be asked there is no verdict.
+ *
+ * Death at any line: before the word is LIVE nothing is visible and the kernel drops the lock; after it,
+ * the slot is LIVE + unlocked, and a reaper repairs it.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core.h"
+
+static uint64_t peer_word(uint32_t state, uint64_t epoch) { return state | epoch << 8; }
+static uint32_t peer_state(uint64_t word) { return (uint32_t)(word & 0xff); }
+static uint64_t peer_epoch(uint64_t word) { return word >> 8; }
+
+static int lock_byte(int fd, int command, uint32_t index, short *type) {
+    struct flock lock = {.l_type = *type, .l_whence = SEEK_SET, .l_start = (off_t)index, .l_len = 1};
+    int result = fcntl(fd, command, &lock);
+    *type = lock.l_type;
+    return result;
+}
+
+static bool try_lock(int fd, uint32_t index) {
+    short type = F_WRLCK;
+    return lock_byte(fd, F_OFD_SETLK, index, &type) == 0;
+}
+
+/* Field 22 of /proc/self/stat: with the pid it names a process for people.  0 where /proc is not there. */
+static uint64_t start_ticks(void) {
+    char text[1024];
+    FILE *f = fopen("/proc/self/stat", "re");
+    if (f == NULL) return 0;
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    text[n] = '\0';
+    char *at = strrchr(text, ')'); /* the name may hold anything */
+    for (int field = 2; at != NULL && field < 22; field++) at = strchr(at + 1, ' ');
+    return at == NULL ? 0 : strtoull(at + 1, NULL, 10);
+}
+
+static void introduce(struct shmq_peer *peer) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    memset(peer->comm, 0, sizeof peer->comm);
+    (void)prctl(PR_GET_NAME, peer->comm);
+    peer->pid = (uint32_t)getpid();
+    peer->start_ticks = start_ticks();
+    peer->attached_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    peer->doorbell = 0;
+    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put, &peer->messages_got,
+                            &peer->bytes_got,    &peer->parks,     &peer->wakes,
+                            &peer->reaps,        &peer->topic_cursor, &peer->topic_missed,
+                            &peer->topic_bit,    &peer->events_written};
+    for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) store_relaxed(counters[i], 0);
+}
+
+int shmq_peers_join(struct shmq_segment *s, struct shmq_membership *me) {
+    int fd = shmq_segment_reopen(s);
+    if (fd < 0) return SHMQ_SYSTEM;
+    for (uint32_t i = 0; i < s->geometry.peers; i++) {
+        struct shmq_peer *peer = &s->peers[i];
+        if (peer_state(load_relaxed(&peer->word)) != SHMQ_PEER_FREE) continue;
+        if (!try_lock(fd, i)) continue; /* someone is just joining or reaping here */
+        uint64_t word = load_acquire(&peer->word);
+        if (peer_state(word) != SHMQ_PEER_FREE) { /* joined and died meanwhile: a reaper's work */
+            short type = F_UNLCK;
+            (void)lock_byte(fd, F_OFD_SETLK, i, &type);
+            continue;
+        }
+        void *pin = mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0);
+        if (pin == MAP_FAILED || madvise(pin, SHMQ_PAGE, MADV_DONTFORK) != 0) {
+            if (pin != MAP_FAILED) munmap(pin, SHMQ_PAGE);
+            close(fd);
+            return SHMQ_SYSTEM;
+        }
+        close(fd); /* the mapping holds the description, and with it the lock */
+        introduce(peer);
+        me->pin = pin;
+        me->index = i;
+        me->epoch = peer_epoch(word);
+        store_release(&peer->word, peer_word(SHMQ_PEER_LIVE, me->epoch));
+        return SHMQ_OK;
+    }
+    close(fd);
+    return SHMQ_PEERS_FULL;
+}
+
+void shmq_peers_leave(struct shmq_segment *s, struct shmq_membership *me) {
+    if (me->pin == NULL) return;
+    /* Release: all we did to the segment is visible before the slot is another's. */
+    store_release(&s->peers[me->index].word, peer_word(SHMQ_PEER_FREE, me->epoch + 1));
+    munmap(me->pin, SHMQ_PAGE);
+    me->pin = NULL;
+}
+
+/* The descriptor is checked before and after the question: if it was closed and its number reused in
+ * between, the answer was about another file. */
+static bool same_object(const struct shmq_segment *s) {
+    struct stat st;
+    return fstat(s->fd, &st) == 0 && st.st_dev == s->dev && st.st_ino == s->ino;
+}
+
+int shmq_peers_alive(const struct shmq_segment *s, uint32_t index) {
+    short type = F_WRLCK;
+    int fd = s->fd, temporary = -1;
+    if (!same_object(s)) fd = temporary = shmq_segment_reopen(s);
+    if (fd < 0) return -1;
+    int asked = lock_byte(fd, F_OFD_GETLK, index, &type);
+    bool sure = temporary >= 0 || same_object(s);
+    if (temporary >= 0) close(temporary);
+    if (asked != 0 || !sure) return -1;
+    return type != F_UNLCK;
+}
+
+int shmq_peers_verdict_begin(struct shmq_segment *s, uint32_t index, uint64_t *epoch) {
+    struct shmq_peer *peer = &s->peers[index];
+    if (peer_state(load_relaxed(&peer->word)) != SHMQ_PEER_LIVE) return -1;
+    if (shmq_peers_alive(s, index) != 0) return -1;
+    /* A description of our own: if we die, the kernel lets the next reaper in. */
+    int fd = shmq_segment_reopen(s);
+    if (fd < 0) return -1;
+    if (try_lock(fd, index)) {
+        /* Nobody can join here now.  Look again: another reaper may have just finished. */
+        uint64_t word = load_acquire(&peer->word);
+        if (peer_state(word) == SHMQ_PEER_LIVE) {
+            *epoch = peer_epoch(word);
+            return fd;
+        }
+    }
+    close(fd);
+    return -1;
+}
+
+void shmq_peers_verdict_end(struct shmq_segment *s, uint32_t index, uint64_t epoch, int lock) {
+    store_release(&s->peers[index].word, peer_word(SHMQ_PEER_FREE, epoch + 1));
+    close(lock);
+}

@@ -1,0 +1,615 @@
+/* shmq.c: handles, argument checks, try + wake, try + wait.
+ *
+ * Idea: the structures below only try.  Here a try gets its wake-up behind it, and a blocking call is
+ *
+ *     loop: try -> done?  else wait until it seems possible -> loop
+ *
+ * once for puts and once for gets.  The path of a message:
+ *
+ *     put: reserve (spsc) [-> block: loan, fill, send (arena)] -> commit (spsc) -> wake
+ *     get: peek (spsc)    [-> block: lease (arena)]            -> release (spsc) -> wake
+ *
+ * A block is reachable from a shared word at every instruction: LOANED by us, then INFLIGHT at the position of
+ * the reserved record, and only then is the record published; LEASED by us, and only then is it released.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core.h"
+
+#define OPEN_PATIENCE_NS INT64_C(1000000000)
+#define TAKE_SPINS 40 /* about a microsecond */
+
+/* ---- life of a handle ---- */
+
+static void bind_structures(shmq_queue *q) {
+    const struct shmq_geometry *g = &q->segment.geometry;
+    uint8_t *base = q->segment.base;
+    q->control = q->segment.control;
+    q->ring = (struct shmq_spsc){.records = base + g->ring_at,
+                                 .capacity = g->ring_bytes,
+                                 .inline_bytes = g->inline_bytes,
+                                 .tail = &q->control->tail,
+                                 .head = &q->control->head};
+    q->arena = (struct shmq_arena){
+        .words = (shmq_a64 *)(void *)(base + g->words_at),
+        .headers = (struct shmq_block_header *)(void *)(base + g->blocks_at),
+        .small = {.base = base + g->small_at, .page_bytes = SHMQ_SMALL_PAGE, .pages = g->small_pages},
+        .large = {.base = base + g->large_at,
+                  .page_bytes = SHMQ_LARGE_PAGE,
+                  .first = g->small_pages,
+                  .pages = g->large_pages}};
+    int64_t spin_ns = shmq_cpus_usable() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
+    q->put.waiter.spin_ns = q->get.waiter.spin_ns = spin_ns;
+}
+
+/* Takes over `segment`, also on failure. */
+static int open_handle(struct shmq_segment *segment, bool creating, bool observer, shmq_queue **out) {
+    shmq_queue *q = calloc(1, sizeof *q);
+    uint64_t canary = shmq_process_canary();
+    if (q == NULL || canary == 0) {
+        free(q);
+        shmq_segment_unmap(segment);
+        return SHMQ_OUT_OF_SPACE;
+    }
+    q->segment = *segment;
+    q->canary = canary;
+    q->observer = observer;
+    bind_structures(q);
+    if (!observer) {
+        uint32_t repaired;
+        shmq_wait_register();
+        if (creating)
+            shmq_spsc_init(&q->ring, segment->geometry.first_cursor);
+        else
+            (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, UINT32_MAX, &repaired);
+        int status = shmq_peers_join(&q->segment, &q->me);
+        if (status != SHMQ_OK) {
+            int error = errno;
+            shmq_segment_unmap(&q->segment);
+            free(q);
+            errno = error;
+            return status;
+        }
+        q->arena.owner = q->me.index;
+        q->counters = &q->segment.peers[q->me.index];
+        if (creating) shmq_segment_ready(&q->segment);
+    }
+    atomic_store(&q->users, 1);
+    atomic_store(&q->references, 1);
+    q->open = true;
+    *out = q;
+    return SHMQ_OK;
+}
+
+int shmq_create(int fd, const shmq_params *params, shmq_queue **queue) {
+    struct shmq_segment segment;
+    int status = shmq_segment_create(fd, params, &segment);
+    return status == SHMQ_OK ? open_handle(&segment, true, false, queue) : status;
+}
+
+int shmq_attach(int fd, shmq_queue **queue) {
+    struct shmq_segment segment;
+    int status = shmq_segment_attach(fd, false, &segment);
+    return status == SHMQ_OK ? open_handle(&segment, false, false, queue) : status;
+}
+
+int shmq_observe(int fd, shmq_queue **queue) {
+    struct shmq_segment segment;
+    int status = shmq_segment_attach(fd, true, &segment);
+    return status == SHMQ_OK ? open_handle(&segment, false, true, queue) : status;
+}
+
+int shmq_open(const char *name, shmq_queue **queue) {
+    char path[256];
+    if (name == NULL || *name == '\0' || strchr(name, '/') != NULL ||
+        snprintf(path, sizeof path, "/shmq.%s", name) >= (int)sizeof path)
+        return SHMQ_INVALID;
+    int fd = shm_open(path, O_RDWR, 0);
+    if (fd < 0) return SHMQ_SYSTEM;
+    int64_t patience = shmq_deadline(OPEN_PATIENCE_NS);
+    int status = shmq_attach(fd, queue);
+    while (status == SHMQ_NOT_READY && shmq_now_ns() < patience) {
+        const struct timespec pause = {.tv_nsec = 1000000};
+        (void)nanosleep(&pause, NULL);
+        status = shmq_attach(fd, queue);
+    }
+    int error = errno;
+    close(fd);
+    errno = error;
+    return status;
+}
+
+static bool is_forked(const shmq_queue *q) { return q->canary != *shmq_canary; }
+
+/* The last user of the mapping leaves the segment. */
+static void drop_user(shmq_queue *q) {
+    if (sub32_acq_rel(&q->users, 1) != 1) return;
+    /* In a forked child the slot is the parent's and the pin was not copied. */
+    if (!q->observer && !is_forked(q)) shmq_peers_leave(&q->segment, &q->me);
+    shmq_segment_unmap(&q->segment);
+}
+
+static void drop_reference(shmq_queue *q) {
+    if (sub32_acq_rel(&q->references, 1) != 1) return;
+    free(q->inline_copy);
+    free(q);
+}
+
+void shmq_pin(shmq_queue *q) { (void)add32_relaxed(&q->users, 1); }
+void shmq_unpin(shmq_queue *q) { drop_user(q); }
+
+static void give_role(shmq_queue *q, shmq_a64 *role, struct shmq_side *side) {
+    uint64_t mine = shmq_role_word(q->me.index, q->me.epoch);
+    if (side->held) (void)cas_acq_rel(role, &mine, 0);
+    side->held = false;
+}
+
+void shmq_close(shmq_queue *q) {
+    if (q == NULL || !q->open) return;
+    q->open = false;
+    if (!q->observer && !is_forked(q)) {
+        give_role(q, &q->control->roles.producer, &q->put);
+        give_role(q, &q->control->roles.consumer, &q->get);
+        /* Threads that wait on this handle look again and find it closed. */
+        shmq_eventcount_wake_slow(&q->control->not_empty);
+        shmq_eventcount_wake_slow(&q->control->not_full);
+    }
+    drop_user(q);
+}
+
+void shmq_free(shmq_queue *q) {
+    if (q == NULL) return;
+    shmq_close(q);
+    drop_reference(q);
+}
+
+/* ---- may this call go on? ---- */
+
+int shmq_usable(const shmq_queue *q) {
+    if (SHMQ_UNLIKELY(!q->open)) return SHMQ_CLOSED;
+    if (SHMQ_UNLIKELY(is_forked(q))) return SHMQ_FORKED;
+    return SHMQ_OK;
+}
+
+/* From nobody, or from the dead once they are reaped.  A live holder keeps its role. */
+static int claim(shmq_queue *q, bool producer) {
+    shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
+    struct shmq_side *side = producer ? &q->put : &q->get;
+    if (q->observer) return SHMQ_INVALID;
+    for (int tries = 0; tries < 8; tries++) {
+        uint64_t holder = load_acquire(role);
+        if (holder == 0) {
+            /* Acquire: what the last holder did to the ring is visible. */
+            if (!cas_acq_rel(role, &holder, shmq_role_word(q->me.index, q->me.epoch))) continue;
+            side->held = true;
+            int status = shmq_spsc_side_load(&q->ring, producer, &side->spsc);
+            if (status != SHMQ_OK) give_role(q, role, side);
+            return status;
+        }
+        uint32_t owner = shmq_role_owner(holder), repaired;
+        if (owner >= q->segment.geometry.peers) return SHMQ_CORRUPT;
+        if (shmq_peers_alive(&q->segment, owner) != 0) break;
+        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+    }
+    return SHMQ_ROLE_TAKEN;
+}
+
+int shmq_put_begin(shmq_queue *q) {
+    int status = shmq_usable(q);
+    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
+    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING))
+        return SHMQ_SHUT_DOWN;
+    return SHMQ_LIKELY(q->put.held) ? SHMQ_OK : claim(q, true);
+}
+
+int shmq_get_begin(shmq_queue *q) {
+    int status = shmq_usable(q);
+    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
+    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED))
+        return SHMQ_SHUT_DOWN;
+    return SHMQ_LIKELY(q->get.held) ? SHMQ_OK : claim(q, false);
+}
+
+/* ---- put ---- */
+
+static void count(shmq_a64 *counter, uint64_t n) {
+    store_relaxed(counter, load_relaxed(counter) + n); /* one writer: this peer */
+}
+
+void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+    shmq_spsc_commit(&q->ring, &q->put.spsc);
+    if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_empty))) count(&q->counters->wakes, 1);
+    count(&q->counters->messages_put, messages);
+    count(&q->counters->bytes_put, bytes);
+}
+
+int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                        const void *data, uint32_t bytes) {
+    struct shmq_record record;
+    int status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, meta_bytes + bytes, codec, 0, &record);
+    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
+    if (meta_bytes > 0) memcpy(record.payload, meta, meta_bytes);
+    if (bytes > 0) memcpy(record.payload + meta_bytes, data, bytes);
+    shmq_put_commit(q, 1, meta_bytes + bytes);
+    return SHMQ_OK;
+}
+
+int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
+    shmq_block *b = malloc(sizeof *b);
+    if (b == NULL) return SHMQ_OUT_OF_SPACE;
+    /* Death behind this line: LOANED(us), the reaper frees it. */
+    int status = shmq_arena_try_loan(&q->arena, bytes, &b->page, &b->word);
+    if (status != SHMQ_OK) {
+        free(b);
+        return status;
+    }
+    b->data = shmq_arena_data(&q->arena, b->page);
+    b->bytes = bytes;
+    b->queue = q;
+    b->unused = 0;
+    (void)add32_relaxed(&q->users, 1);
+    (void)add32_relaxed(&q->references, 1);
+    *block = b;
+    return SHMQ_OK;
+}
+
+int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                     uint64_t bytes) {
+    shmq_queue *q = b->queue;
+    struct shmq_spsc_side before = q->put.spsc;
+    struct shmq_record record;
+    if (b->word == 0 || meta_bytes > SHMQ_META_BYTES ||
+        !shmq_arena_holds(&q->arena, b->page, b->word, bytes))
+        return SHMQ_INVALID;
+    int status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, sizeof(uint64_t), codec,
+                                       SHMQ_RECORD_BLOCK, &record);
+    if (status != SHMQ_OK) return status;
+    struct shmq_block_header *h = &q->arena.headers[b->page];
+    h->payload_bytes = bytes;
+    h->codec = codec;
+    h->flags = 0;
+    h->meta_bytes = meta_bytes;
+    h->deliveries = 0;
+    h->producer = q->me.index;
+    if (meta_bytes > 0) memcpy(h->meta, meta, meta_bytes);
+    store_relaxed((shmq_a64 *)(void *)record.payload,
+                  shmq_handle(b->page, shmq_word_generation(b->word)));
+    /* Death before: LOANED, freed.  Death between this and the commit: INFLIGHT at a position that was never
+     * published, freed.  Death after the commit: the message is delivered. */
+    status = shmq_arena_send(&q->arena, b->page, &b->word, record.position);
+    if (status != SHMQ_OK) {
+        shmq_spsc_abort(&q->put.spsc, &before);
+        return status;
+    }
+    b->word = 0; /* the ring's now; what is left of the loan is the right to look at the memory */
+    shmq_put_commit(q, 1, bytes);
+    return SHMQ_OK;
+}
+
+void shmq_block_give_back(shmq_block *b) {
+    shmq_queue *q = b->queue;
+    if (b->word == 0 || is_forked(q)) return; /* a forked child's copy of a block owns nothing */
+    (void)shmq_arena_free(&q->arena, b->page, b->word);
+    b->word = 0;
+    (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
+}
+
+void shmq_block_release(shmq_block *b) {
+    if (b == NULL) return;
+    shmq_queue *q = b->queue;
+    shmq_block_give_back(b);
+    free(b);
+    drop_user(q);
+    drop_reference(q);
+}
+
+/* ---- get ---- */
+
+int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
+    int status = shmq_spsc_try_peek(&q->ring, &q->get.spsc, record);
+    if (status == SHMQ_EMPTY && load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING)
+        return SHMQ_SHUT_DOWN;
+    return status;
+}
+
+/* Leases the block that a peeked record names; the caller then calls shmq_taken. */
+int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
+                   const struct shmq_block_header **header) {
+    shmq_block *b = malloc(sizeof *b);
+    if (b == NULL) return SHMQ_OUT_OF_SPACE;
+    uint64_t handle = load_relaxed((shmq_a64 *)(void *)record->payload);
+    int status = record->bytes == sizeof handle
+                     ? shmq_arena_lease(&q->arena, handle, record->position, &b->page, &b->word)
+                     : SHMQ_CORRUPT;
+    /* Death here: LEASED(us) and still at the head; the reaper puts it back in flight. */
+    if (status == SHMQ_OK) {
+        struct shmq_block_header *h = &q->arena.headers[b->page];
+        b->bytes = *(volatile uint64_t *)&h->payload_bytes; /* once: it is checked, then used */
+        if (!shmq_arena_holds(&q->arena, b->page, b->word, b->bytes)) status = SHMQ_CORRUPT;
+        *header = h;
+    }
+    if (status != SHMQ_OK) {
+        free(b);
+        return status;
+    }
+    b->data = shmq_arena_data(&q->arena, b->page);
+    b->queue = q;
+    b->unused = 0;
+    (void)add32_relaxed(&q->users, 1);
+    (void)add32_relaxed(&q->references, 1);
+    *block = b;
+    return SHMQ_OK;
+}
+
+/* The way back, for want of memory: the record is still the next one. */
+void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
+    shmq_queue *q = b->queue;
+    if (shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK) b->word = 0;
+    shmq_block_release(b);
+}
+
+void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+    shmq_spsc_release(&q->ring, &q->get.spsc);
+    if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_full))) count(&q->counters->wakes, 1);
+    count(&q->counters->messages_got, messages);
+    count(&q->counters->bytes_got, bytes);
+}
+
+bool shmq_spin_get(shmq_queue *q) {
+    if (q->get.waiter.spin_ns == 0) return false;
+    for (int i = 0; i < TAKE_SPINS; i++) {
+        if (shmq_spsc_unread(&q->ring, &q->get.spsc)) return true;
+        cpu_relax();
+    }
+    return false;
+}
+
+/* ---- wait ---- */
+
+struct put_need {
+    shmq_queue *q;
+    uint32_t record_bytes;
+    uint64_t block_bytes;
+};
+
+static bool not_running(const shmq_queue *q) {
+    return !q->open || load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING;
+}
+static bool put_ready(void *context) {
+    struct put_need *need = context;
+    shmq_queue *q = need->q;
+    return not_running(q) ||
+           (shmq_spsc_room(&q->ring, &q->put.spsc, need->record_bytes) &&
+            (need->block_bytes == 0 || shmq_arena_room(&q->arena, need->block_bytes)));
+}
+static bool get_ready(void *context) {
+    shmq_queue *q = context;
+    return not_running(q) || shmq_spsc_unread(&q->ring, &q->get.spsc);
+}
+
+static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_waiter *waiter,
+                      shmq_ready_fn *ready, void *context, int64_t deadline_ns) {
+    for (;;) {
+        bool parked;
+        uint32_t repaired;
+        int status = shmq_eventcount_wait(e, waiter, ready, context, deadline_ns, &parked);
+        if (parked) count(&q->counters->parks, 1);
+        /* A slice or the deadline has passed: what we wait for may be in the hands of the dead. */
+        if (status == SHMQ_NOT_READY || (status == SHMQ_EMPTY && parked)) {
+            (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+            if (repaired > 0) count(&q->counters->reaps, repaired);
+            if (ready(context)) return SHMQ_OK;
+        }
+        if (status != SHMQ_NOT_READY) return status;
+    }
+}
+
+int shmq_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns) {
+    struct put_need need = {q, record_bytes, block_bytes};
+    return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
+}
+
+int shmq_wait_get(shmq_queue *q, int64_t deadline_ns) {
+    return wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, q, deadline_ns);
+}
+
+/* A failed try becomes a wait.  SHMQ_OK: try again. */
+static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t block_bytes,
+                      int64_t deadline_ns) {
+    if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
+    shmq_pin(q);
+    int status = shmq_wait_put(q, record_bytes, tried == SHMQ_FULL ? 0 : block_bytes, deadline_ns);
+    shmq_unpin(q);
+    return status == SHMQ_EMPTY ? tried : status;
+}
+
+/* ---- the blocking calls of the C interface ---- */
+
+static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                      const void *data, uint32_t bytes, int64_t deadline_ns) {
+    for (;;) {
+        int status = shmq_put_begin(q);
+        if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+        if (status != SHMQ_OK) status = wait_after(q, status, meta_bytes + bytes, 0, deadline_ns);
+        else return SHMQ_OK;
+        if (status != SHMQ_OK) return status;
+    }
+}
+
+int shmq_loan(shmq_queue *q, uint64_t bytes, int64_t deadline_ns, shmq_block **block) {
+    for (;;) {
+        int status = shmq_put_begin(q);
+        if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, block);
+        if (status == SHMQ_OK) return SHMQ_OK;
+        status = wait_after(q, status, 0, bytes, deadline_ns);
+        if (status != SHMQ_OK) return status;
+    }
+}
+
+static int publish_as(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                      int64_t deadline_ns) {
+    for (;;) {
+        int status = shmq_put_begin(b->queue);
+        if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+        if (status == SHMQ_OK) return SHMQ_OK;
+        status = wait_after(b->queue, status, sizeof(uint64_t), 0, deadline_ns);
+        if (status != SHMQ_OK) return status;
+    }
+}
+
+static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                     const void *data, uint64_t bytes, int64_t deadline_ns) {
+    shmq_block *b;
+    int status = shmq_loan(q, bytes, deadline_ns, &b);
+    if (status != SHMQ_OK) return status;
+    memcpy(b->data, data, bytes);
+    status = publish_as(b, codec, meta, meta_bytes, deadline_ns);
+    shmq_block_release(b);
+    return status;
+}
+
+int shmq_put(shmq_queue *q, const void *data, uint64_t bytes, int64_t deadline_ns) {
+    if (q == NULL || (data == NULL && bytes > 0)) return SHMQ_INVALID;
+    if (bytes <= q->ring.inline_bytes)
+        return put_inline(q, SHMQ_RAW, NULL, 0, data, (uint32_t)bytes, deadline_ns);
+    return put_block(q, SHMQ_RAW, NULL, 0, data, bytes, deadline_ns);
+}
+
+static bool tensor_ok(const shmq_tensor *t) {
+    return t->ndim <= 11 && (t->order == 'C' || t->order == 'F') && t->dtype >= SHMQ_BOOL &&
+           t->dtype <= SHMQ_FLOAT8_E8M0FNU;
+}
+
+int shmq_put_tensor(shmq_queue *q, const void *data, uint64_t bytes, const shmq_tensor *tensor,
+                    int64_t deadline_ns) {
+    if (q == NULL || tensor == NULL || !tensor_ok(tensor) || (data == NULL && bytes > 0))
+        return SHMQ_INVALID;
+    if (bytes + sizeof *tensor <= q->ring.inline_bytes && bytes < 1024)
+        return put_inline(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, (uint32_t)bytes, deadline_ns);
+    return put_block(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, bytes, deadline_ns);
+}
+
+int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, int64_t deadline_ns,
+                  uint64_t *done) {
+    const uint8_t *from = data;
+    *done = 0;
+    if (q == NULL || (data == NULL && each > 0)) return SHMQ_INVALID;
+    if (each > q->ring.inline_bytes) return SHMQ_TOO_LARGE;
+    while (*done < n) {
+        uint64_t run = 0;
+        int status = shmq_put_begin(q);
+        while (status == SHMQ_OK && *done + run < n) {
+            struct shmq_record record;
+            status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)each, SHMQ_RAW, 0, &record);
+            if (status != SHMQ_OK) break;
+            memcpy(record.payload, from + (*done + run) * each, each);
+            run += 1;
+        }
+        if (run > 0) shmq_put_commit(q, run, run * each);
+        *done += run;
+        if (status != SHMQ_OK) status = wait_after(q, status, (uint32_t)each, 0, deadline_ns);
+        if (status != SHMQ_OK) return status;
+    }
+    return SHMQ_OK;
+}
+
+int shmq_publish(shmq_block *b, const shmq_tensor *tensor, int64_t deadline_ns) {
+    if (b == NULL || (tensor != NULL && !tensor_ok(tensor))) return SHMQ_INVALID;
+    int status = tensor == NULL
+                     ? publish_as(b, SHMQ_RAW, NULL, 0, deadline_ns)
+                     : publish_as(b, SHMQ_TENSOR, tensor, sizeof *tensor, deadline_ns);
+    if (status == SHMQ_OK) shmq_block_release(b);
+    return status;
+}
+
+static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message *m) {
+    memset(m, 0, sizeof *m);
+    m->codec = record->codec;
+    if ((record->flags & SHMQ_RECORD_BLOCK) != 0) {
+        const struct shmq_block_header *h;
+        int status = shmq_try_lease(q, record, &m->block, &h);
+        if (status != SHMQ_OK) return status;
+        m->data = m->block->data;
+        m->bytes = m->block->bytes;
+        m->meta_bytes = h->meta_bytes == sizeof m->tensor ? (uint32_t)sizeof m->tensor : 0;
+        memcpy(&m->tensor, h->meta, m->meta_bytes);
+        return SHMQ_OK;
+    }
+    if (q->inline_copy == NULL && (q->inline_copy = malloc(q->ring.inline_bytes)) == NULL)
+        return SHMQ_OUT_OF_SPACE;
+    m->meta_bytes = record->codec == SHMQ_TENSOR && record->bytes >= sizeof m->tensor
+                        ? (uint32_t)sizeof m->tensor
+                        : 0;
+    memcpy(&m->tensor, record->payload, m->meta_bytes);
+    m->bytes = record->bytes - m->meta_bytes;
+    m->data = q->inline_copy;
+    memcpy(m->data, record->payload + m->meta_bytes, m->bytes);
+    return SHMQ_OK;
+}
+
+int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
+    if (q == NULL || m == NULL) return SHMQ_INVALID;
+    for (;;) {
+        struct shmq_record record;
+        int status = shmq_get_begin(q);
+        struct shmq_spsc_side before = q->get.spsc;
+        if (status == SHMQ_OK) status = shmq_try_next(q, &record);
+        if (status == SHMQ_OK) {
+            status = receive(q, &record, m);
+            if (status == SHMQ_OK) shmq_taken(q, 1, m->bytes);
+            else q->get.spsc = before; /* not taken: it is still the next one */
+            return status;
+        }
+        if (status != SHMQ_EMPTY || deadline_ns <= SHMQ_NO_WAIT) return status;
+        shmq_pin(q);
+        status = shmq_wait_get(q, deadline_ns);
+        shmq_unpin(q);
+        if (status != SHMQ_OK) return status;
+    }
+}
+
+void shmq_message_release(shmq_message *m) {
+    if (m == NULL) return;
+    shmq_block_release(m->block);
+    m->block = NULL;
+    m->data = NULL;
+}
+
+int shmq_shutdown(shmq_queue *q, int immediate) {
+    int status = shmq_usable(q);
+    if (status != SHMQ_OK || q->observer) return status != SHMQ_OK ? status : SHMQ_INVALID;
+    uint32_t to = immediate ? SHMQ_STOPPED : SHMQ_DRAINING;
+    uint32_t seen = load32_acquire(&q->control->roles.lifecycle);
+    while (seen < to && !atomic_compare_exchange_strong(&q->control->roles.lifecycle, &seen, to)) {
+    }
+    shmq_eventcount_wake_slow(&q->control->not_empty);
+    shmq_eventcount_wake_slow(&q->control->not_full);
+    return SHMQ_OK;
+}
+
+/* ---- repair ---- */
+
+int shmq_reap(shmq_queue *q, uint32_t *repaired) {
+    int status = shmq_usable(q);
+    *repaired = 0;
+    if (status != SHMQ_OK || q->observer) return status != SHMQ_OK ? status : SHMQ_INVALID;
+    return shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, repaired);
+}
+
+const char *shmq_status_text(int status) {
+    static const char *const texts[] = {
+        "ok", "ring full", "arena full", "empty", "interrupted by a signal", "message too large",
+        "handle closed", "queue shut down", "role taken by a live process",
+        "handle inherited through fork", "segment corrupt", "not a shmq segment",
+        "made by an incompatible build", "not ready", "wrong owner or mode", "peer table full",
+        "out of space", "invalid argument", "system call failed"};
+    return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
+}

@@ -1,0 +1,240 @@
+/* shmq.h: the public C interface of shmq, its manual, and (between the markers) the cffi cdef.
+ *
+ * shmq passes messages and tensors between processes of one host through shared memory.
+ *
+ *     shmq_queue *q;                                    shmq_queue *q;
+ *     shmq_open("prefill", &q);                         shmq_open("prefill", &q);
+ *     shmq_block *b;                                    shmq_message m;
+ *     shmq_loan(q, bytes, SHMQ_FOREVER, &b);            shmq_get(q, &m, SHMQ_FOREVER);
+ *     fill(b->data);                                    use(m.data, m.bytes);
+ *     shmq_publish(b, &tensor, SHMQ_FOREVER);           shmq_message_release(&m);
+ *     shmq_close(q);                                    shmq_close(q);
+ *
+ * Build: cc worker.c DIR/[the .c files] -IDIR -pthread, where DIR is what `shmq include` prints.
+ *
+ * Results.  Every function returns an enum shmq_status; results go through the last pointers.
+ * SHMQ_OK is 0.  SHMQ_FULL, SHMQ_ARENA_FULL and SHMQ_EMPTY are answers, not errors.
+ *
+ * Deadlines.  `deadline_ns` is an absolute CLOCK_MONOTONIC time (see shmq_deadline): retries never
+ * stretch it.  SHMQ_NO_WAIT tries once, SHMQ_FOREVER has no end.  A call that a signal interrupted
+ * returns SHMQ_INTERRUPTED and has changed nothing: handle the signal, then call again.
+ *
+ * Threads.  One thread at a time per handle and side (put side, get side); a queue has one producer
+ * and one consumer anyway.  Other threads open handles of their own.  shmq_block_release may be called
+ * from any thread.  (The Python package makes its handles safe for threads itself.)
+ *
+ * Processes.  The first put claims the producer's role, the first get the consumer's; a second live
+ * holder is refused (SHMQ_ROLE_TAKEN).  The role of a dead process is taken over: nothing that was
+ * published is lost, nothing half-written is seen.  After fork() the child's handle answers
+ * SHMQ_FORKED; open a new one there.
+ *
+ * Trust.  Who can write the segment (same user, mode 0600) can spoil its content; what is read from it
+ * is checked before it is used as an index or length, so the answer is then SHMQ_CORRUPT or wrong data
+ * within the message's own bounds.
+ */
+#ifndef SHMQ_H
+#define SHMQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef-begin */
+
+enum shmq_status {
+    SHMQ_OK = 0,
+    SHMQ_FULL = 1,           /* no room in the ring now */
+    SHMQ_ARENA_FULL = 2,     /* no free run of pages that is long enough now */
+    SHMQ_EMPTY = 3,
+    SHMQ_INTERRUPTED = 4,    /* by a signal; nothing changed */
+    SHMQ_TOO_LARGE = 5,      /* will never fit: see shmq_stats.largest_message_bytes */
+    SHMQ_CLOSED = 6,         /* this handle was closed */
+    SHMQ_SHUT_DOWN = 7,      /* the queue was shut down; on the get side: and is drained */
+    SHMQ_ROLE_TAKEN = 8,     /* a live process has this role */
+    SHMQ_FORKED = 9,         /* this handle was made before a fork(), by the parent */
+    SHMQ_CORRUPT = 10,       /* the segment's content contradicts itself */
+    SHMQ_NOT_A_SEGMENT = 11, /* not made by shmq, or truncated */
+    SHMQ_ABI_MISMATCH = 12,  /* made by an incompatible build */
+    SHMQ_NOT_READY = 13,     /* its creator has not finished, or died before it had */
+    SHMQ_WRONG_OWNER = 14,   /* another user's, or open to other users */
+    SHMQ_PEERS_FULL = 15,    /* every entry of the peer table is in use */
+    SHMQ_OUT_OF_SPACE = 16,  /* /dev/shm or memory is too small for it */
+    SHMQ_INVALID = 17,       /* an argument is out of its range */
+    SHMQ_SYSTEM = 18         /* a system call failed: errno says why */
+};
+
+/* How a payload is encoded.  The C side moves payloads and never decodes them. */
+enum shmq_codec {
+    SHMQ_RAW = 0,            /* bytes as they are */
+    SHMQ_MSGPACK = 1,
+    SHMQ_TENSOR = 2,         /* one array; its header is a struct shmq_tensor */
+    SHMQ_ENVELOPE = 3,       /* msgpack with arrays beside it */
+    SHMQ_PICKLE = 4          /* never decoded unless the receiver asked for it */
+};
+
+enum shmq_dtype {
+    SHMQ_BOOL = 1,
+    SHMQ_INT8 = 2, SHMQ_INT16 = 3, SHMQ_INT32 = 4, SHMQ_INT64 = 5,
+    SHMQ_UINT8 = 6, SHMQ_UINT16 = 7, SHMQ_UINT32 = 8, SHMQ_UINT64 = 9,
+    SHMQ_FLOAT16 = 10, SHMQ_FLOAT32 = 11, SHMQ_FLOAT64 = 12,
+    SHMQ_COMPLEX64 = 13, SHMQ_COMPLEX128 = 14,
+    SHMQ_BFLOAT16 = 15,
+    SHMQ_FLOAT8_E4M3FN = 16, SHMQ_FLOAT8_E5M2 = 17,
+    SHMQ_FLOAT8_E4M3FNUZ = 18, SHMQ_FLOAT8_E5M2FNUZ = 19, SHMQ_FLOAT8_E8M0FNU = 20
+};
+
+enum shmq_tensor_flags {
+    SHMQ_FROM_TORCH = 1,     /* the sender's object was a torch tensor */
+    SHMQ_IS_SCALAR = 2       /* the sender's object was a numpy scalar */
+};
+
+/* Header of a SHMQ_TENSOR message.  The data is dense, in order 'C' (last axis fastest) or 'F'. */
+typedef struct shmq_tensor {
+    uint8_t dtype;           /* enum shmq_dtype */
+    uint8_t order;           /* 'C' or 'F' */
+    uint8_t ndim;            /* 0..11 */
+    uint8_t flags;           /* enum shmq_tensor_flags */
+    uint32_t unused;         /* 0 */
+    uint64_t shape[11];
+} shmq_tensor;
+
+typedef struct shmq_queue shmq_queue;
+
+/* A run of arena pages that this process holds: a loan (being written, then published) or a lease
+ * (received).  `data` is page-aligned and stays readable until shmq_block_release. */
+typedef struct shmq_block {
+    void *data;
+    uint64_t bytes;          /* payload */
+    uint64_t word;           /* the page word that says we hold it; 0 once it is someone else's */
+    shmq_queue *queue;
+    uint32_t page;
+    uint32_t unused;
+} shmq_block;
+
+/* A received message.  block == NULL: it lay in the ring, and `data` is a copy in the handle that the
+ * next shmq_get on this handle overwrites. */
+typedef struct shmq_message {
+    void *data;
+    uint64_t bytes;
+    shmq_block *block;
+    uint16_t codec;          /* enum shmq_codec */
+    uint16_t unused;
+    uint32_t meta_bytes;
+    shmq_tensor tensor;      /* if codec is SHMQ_TENSOR */
+} shmq_message;
+
+typedef struct shmq_params {
+    uint64_t ring_bytes;     /* rounded up to a power of two, 4 KiB .. 1 GiB */
+    uint64_t arena_bytes;    /* >= 4 MiB: the large pages, and a quarter of it as small pages */
+    uint64_t first_cursor;   /* 0; tests start near the wrap */
+    uint32_t inline_bytes;   /* longest in-line payload, at most ring_bytes / 4 */
+    uint32_t peers;          /* processes that may be attached at once, 1 .. 4095 */
+} shmq_params;
+
+typedef struct shmq_stats {
+    uint64_t messages_put, messages_got;
+    uint64_t ring_bytes, ring_used_bytes;
+    uint64_t arena_bytes, arena_free_bytes, largest_free_bytes;
+    uint64_t largest_message_bytes;
+    uint64_t pages[6];       /* by state: free, loaned, inflight, leased, returned, cont */
+    uint64_t created_unix_ns, total_bytes;
+    uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
+    int32_t producer, consumer; /* index of the peer that has the role, or -1 */
+    uint8_t uuid[16];
+} shmq_stats;
+
+typedef struct shmq_peer_info {
+    uint64_t epoch, attached_unix_ns, start_ticks;
+    uint64_t messages_put, bytes_put, messages_got, bytes_got, parks, wakes;
+    uint64_t held_bytes;     /* arena pages it has loaned or leased */
+    uint32_t index, pid;
+    int32_t alive;           /* 1, 0, or -1 where the kernel could not be asked */
+    int32_t is_producer, is_consumer;
+    char comm[16];
+} shmq_peer_info;
+
+typedef struct shmq_peeked {
+    uint64_t position;       /* cursor of its record */
+    uint64_t bytes;
+    uint16_t codec;
+    uint16_t in_block;
+    uint32_t copied_bytes;   /* of the payload, in the caller's buffer */
+    uint32_t meta_bytes;
+    uint32_t unused;
+    shmq_tensor tensor;
+} shmq_peeked;
+
+/* ---- life of a handle ---- */
+
+/* Makes a segment in `fd`, an empty shared-memory object that only this user can open, and attaches.
+ * Reserves all its memory first: SHMQ_OUT_OF_SPACE instead of SIGBUS later.  The caller removes the
+ * name where this fails.  The handle keeps a descriptor of its own; close `fd`. */
+int shmq_create(int fd, const shmq_params *params, shmq_queue **queue);
+/* Attaches to the segment in `fd`.  SHMQ_NOT_READY: try again soon. */
+int shmq_attach(int fd, shmq_queue **queue);
+/* The same for a look only: takes no entry in the peer table, maps read-only; put and get are refused. */
+int shmq_observe(int fd, shmq_queue **queue);
+/* shm_open("/shmq.NAME") + shmq_attach, waiting up to a second for a creator to finish. */
+int shmq_open(const char *name, shmq_queue **queue);
+/* Ends the use of a handle and gives up its roles.  Blocks that are still held stay readable; the
+ * memory is unmapped when the last one is released. */
+void shmq_close(shmq_queue *queue);
+/* shmq_close, and frees the handle itself once no block needs it.  `queue` may be NULL. */
+void shmq_free(shmq_queue *queue);
+
+/* ---- messages ---- */
+
+/* Copies a payload in and publishes it: one copy.  Longer than inline_bytes: into a block. */
+int shmq_put(shmq_queue *queue, const void *data, uint64_t bytes, int64_t deadline_ns);
+/* The same for one dense array. */
+int shmq_put_tensor(shmq_queue *queue, const void *data, uint64_t bytes, const shmq_tensor *tensor,
+                    int64_t deadline_ns);
+/* Puts `count` payloads of `each` bytes that lie one after the other, published by as few stores as
+ * fit; waits until all are in.  *done says how many are. */
+int shmq_put_many(shmq_queue *queue, const void *data, uint64_t each, uint64_t count,
+                  int64_t deadline_ns, uint64_t *done);
+/* Takes the next message.  Release it with shmq_message_release. */
+int shmq_get(shmq_queue *queue, shmq_message *message, int64_t deadline_ns);
+void shmq_message_release(shmq_message *message);
+
+/* Lends `bytes` of shared memory to write a payload in place: no copy. */
+int shmq_loan(shmq_queue *queue, uint64_t bytes, int64_t deadline_ns, shmq_block **block);
+/* Publishes a loan and releases it.  `tensor` may be NULL: raw bytes.  On failure the loan is still
+ * the caller's. */
+int shmq_publish(shmq_block *block, const shmq_tensor *tensor, int64_t deadline_ns);
+/* Gives a block back: a lease ends, an unpublished loan is discarded.  Any thread. */
+void shmq_block_release(shmq_block *block);
+
+/* Refuses further puts.  Gets go on until the queue is empty, or stop at once where `immediate`. */
+int shmq_shutdown(shmq_queue *queue, int immediate);
+
+/* ---- looking ---- */
+
+/* These three are snapshots: each figure is right at some moment during the call. */
+int shmq_get_stats(shmq_queue *queue, shmq_stats *stats);
+int shmq_get_peers(shmq_queue *queue, shmq_peer_info *peers, uint32_t capacity, uint32_t *count);
+/* Copies up to `capacity` bytes of the message `index` places behind the head, without taking it.  A
+ * consumer that is at work may take it meanwhile: then SHMQ_EMPTY, or bytes that are no longer it. */
+int shmq_peek(shmq_queue *queue, uint32_t index, void *buffer, uint32_t capacity,
+              shmq_peeked *peeked);
+/* Checks every invariant of the segment that can be checked while others work on it. */
+int shmq_validate(shmq_queue *queue);
+/* Repairs what dead peers left behind.  Any peer may call it at any time; *repaired counts them. */
+int shmq_reap(shmq_queue *queue, uint32_t *repaired);
+
+/* Absolute deadline `timeout_ns` from now; negative: SHMQ_FOREVER. */
+int64_t shmq_deadline(int64_t timeout_ns);
+const char *shmq_status_text(int status);
+
+/* cdef-end */
+
+#define SHMQ_FOREVER INT64_MAX
+#define SHMQ_NO_WAIT INT64_C(0)
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,88 @@
+"""shmq: messages and tensors between the processes of one host, through shared memory.
+
+    import shmq
+    q = shmq.Queue("prefill")
+    q.put({"step": 7, "tokens": tokens})     # arrays anywhere inside, copied once
+    msg = q.get(timeout=1.0)                 # arrays are zero-copy views that own their memory
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from .errors import (
+    AbiMismatch,
+    ArenaFull,
+    Closed,
+    Corrupt,
+    DecodeError,
+    Empty,
+    ForkedHandle,
+    Full,
+    InvalidName,
+    MessageTooLarge,
+    NameTaken,
+    NotASegment,
+    NotReady,
+    OutOfSpace,
+    PeersFull,
+    PickleRefused,
+    RoleTaken,
+    SegmentNotFound,
+    ShmqError,
+    ShutDown,
+    StaleHandle,
+    Unencodable,
+    WrongOwner,
+)
+from .loan import Loan
+from .queue import Queue
+from .segment import SegmentInfo, list_segments, unlink
+from .stats import PeekedMessage, Peer, QueueStats, Snapshot, inspect, peek
+
+__version__ = version("shmq")
+
+
+def get_include() -> str:
+    """Directory with ``shmq.h`` and the C sources: ``cc worker.c DIR/*.c -IDIR -pthread``."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_csrc"
+    return str(installed if installed.is_dir() else package.parent / "csrc")
+
+
+__all__ = [
+    "AbiMismatch",
+    "ArenaFull",
+    "Closed",
+    "Corrupt",
+    "DecodeError",
+    "Empty",
+    "ForkedHandle",
+    "Full",
+    "InvalidName",
+    "Loan",
+    "MessageTooLarge",
+    "NameTaken",
+    "NotASegment",
+    "NotReady",
+    "OutOfSpace",
+    "PeekedMessage",
+    "Peer",
+    "PeersFull",
+    "PickleRefused",
+    "Queue",
+    "QueueStats",
+    "RoleTaken",
+    "SegmentInfo",
+    "SegmentNotFound",
+    "ShmqError",
+    "ShutDown",
+    "Snapshot",
+    "StaleHandle",
+    "Unencodable",
+    "WrongOwner",
+    "get_include",
+    "inspect",
+    "list_segments",
+    "peek",
+    "unlink",
+]

@@ -1,0 +1,249 @@
+"""Objects to messages and back: codec ids, and nothing that executes what it received.
+
+    raw        bytes, bytearray, memoryview           as they are; arrive as bytes
+    tensor     one array                              header + data
+    msgpack    None, bool, int, float, str, list, dict, dataclass, msgspec.Struct ...
+    envelope   the same with arrays anywhere inside   msgpack + table + the arrays, each 64-byte aligned
+    pickle     anything else                          sender and receiver must both have asked for it
+
+An envelope is ``u32 table bytes | u32 body bytes | table | body | pad to 64 | array | pad to 64 | array ...``;
+in the body an array is the msgpack extension ``EXT_ARRAY`` with its index.
+"""
+
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from . import errors, tensor
+from ._core import ffi, lib
+from .tensor import ALIGNMENT, Arrays, NdArray
+
+EXT_ARRAY = 113
+HEAD = struct.Struct("=II")
+NAMES = {
+    lib.SHMQ_RAW: "raw",
+    lib.SHMQ_MSGPACK: "msgpack",
+    lib.SHMQ_TENSOR: "tensor",
+    lib.SHMQ_ENVELOPE: "envelope",
+    lib.SHMQ_PICKLE: "pickle",
+}
+
+Send = Callable[..., int]
+Encoded = tuple[Send, tuple[Any, ...], int, Any]
+"""A C call, its arguments behind the handle, the payload's bytes, and what must stay alive meanwhile."""
+
+
+def _align(n: int) -> int:
+    return (n + ALIGNMENT - 1) & -ALIGNMENT
+
+
+def encode(obj: Any, allow_pickle: bool) -> Encoded:
+    """How to put ``obj``.  Raises ``Unencodable``.  Copies no array."""
+    if isinstance(obj, bytes):
+        return lib.py_put, (obj, len(obj)), len(obj), None
+    if isinstance(obj, (bytearray, memoryview)):
+        return _encode_buffer(obj)
+    if not isinstance(obj, (str, int, float, list, dict, tuple, type(None))) or isinstance(obj, np.generic):
+        found = tensor.as_array(obj)
+        if found is not None:
+            return _encode_array(*found)
+    try:
+        return _encode_message(obj)
+    except (errors.Unencodable, OverflowError, RecursionError, TypeError, ValueError) as e:
+        if allow_pickle:
+            body = pickle.dumps(obj, protocol=5)
+            return lib.py_put_as, (lib.SHMQ_PICKLE, body, len(body)), len(body), None
+        if isinstance(e, errors.Unencodable):
+            raise
+        raise errors.Unencodable(f"cannot encode {type(obj).__name__}: {e}") from e
+
+
+def _encode_buffer(obj: bytearray | memoryview) -> Encoded:
+    view = memoryview(obj)
+    if not view.contiguous:
+        view = memoryview(view.tobytes())
+    return lib.py_put_buffer, (lib.SHMQ_RAW, b"", 0, id(view)), view.nbytes, view
+
+
+def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
+    if number == tensor.DESCRIBED or array.ndim > tensor.MAX_META_DIMS:
+        return _encode_envelope(_extension(0), [(array, number, flags)])
+    order = tensor.order_of(array)
+    meta = tensor.pack_meta(number, order or "C", array.shape, flags)
+    if not order:
+        return _gather, (lib.SHMQ_TENSOR, meta, b"", [array]), array.nbytes, None
+    if array.dtype.kind == "V":  # an ml_dtypes dtype, which the buffer protocol refuses
+        array = tensor.bytes_alias(array)
+    return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), array.nbytes + len(meta), array
+
+
+def _extension(index: int) -> bytes:
+    return msgspec.msgpack.encode(msgspec.msgpack.Ext(EXT_ARRAY, index.to_bytes(4, "little")))
+
+
+def _encode_message(obj: Any) -> Encoded:
+    found: list[tuple[NdArray, int, int]] = []
+
+    def hook(part: Any) -> Any:
+        array = tensor.as_array(part)
+        if array is None:
+            raise errors.Unencodable(
+                f"cannot encode {type(part).__name__} inside a message: use numbers, str, bytes, list, dict, "
+                "dataclass, msgspec.Struct and arrays; or open sender and receiver with allow_pickle=True"
+            )
+        found.append(array)
+        return msgspec.msgpack.Ext(EXT_ARRAY, (len(found) - 1).to_bytes(4, "little"))
+
+    body = msgspec.msgpack.encode(obj, enc_hook=hook)
+    if not found:
+        return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), len(body), None
+    return _encode_envelope(body, found)
+
+
+def _encode_envelope(body: bytes, found: list[tuple[NdArray, int, int]]) -> Encoded:
+    table = b""
+    arrays = []
+    dense = True
+    for array, number, flags in found:
+        order = tensor.order_of(array)
+        table += tensor.pack_entry(array, number, order or "C", flags)
+        if order and array.dtype.kind in "VMm":  # no buffer protocol for these
+            array = tensor.bytes_alias(array)
+        arrays.append(array)
+        dense = dense and bool(order)
+    head = HEAD.pack(len(table), len(body)) + table + body
+    size = _align(len(head)) + sum(_align(a.nbytes) for a in arrays)
+    if dense:
+        return lib.py_put_envelope, (head, len(head), id(arrays)), size, arrays
+    return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), size, None
+
+
+def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
+    """Puts arrays that are not dense: each is copied once, by numpy, from its strides into the block."""
+    size = _align(len(head)) + sum(_align(a.nbytes) for a in arrays)
+    if codec == lib.SHMQ_TENSOR:
+        size = arrays[0].nbytes
+    box: list[Any] = []
+    status: int = lib.py_loan(c, size, id(box))
+    if status:
+        return status
+    lease = box.pop()
+    memoryview(lease)[: len(head)] = head
+    at = _align(len(head))
+    for array in arrays:
+        order = tensor.order_of(array) or "C"
+        np.copyto(np.ndarray(array.shape, array.dtype, lease, at, None, order), array)
+        at += _align(array.nbytes)
+    return lib.py_publish(id(lease), codec, meta, len(meta))  # type: ignore[no-any-return]
+
+
+def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool) -> Any:
+    """The object of what the C side delivered (see ``_glue.h``).
+
+    Raises ``DecodeError``, which carries the payload: a message that cannot be decoded is not lost."""
+    if type(item) is bytes:
+        return item
+    codec, payload = item[0], item[1]
+    try:
+        if codec == lib.SHMQ_TENSOR:
+            value = _decode_tensor(item, arrays)
+        elif codec == lib.SHMQ_MSGPACK:
+            return _unpack(payload, kind, None)
+        elif codec == lib.SHMQ_ENVELOPE:
+            return _decode_envelope(payload, arrays, kind, copy)
+        elif codec == lib.SHMQ_PICKLE:
+            return _decode_pickle(payload, allow_pickle)
+        else:
+            raise ValueError(f"codec {codec} is unknown to this version")
+    except errors.DecodeError:
+        raise
+    except (ValueError, TypeError, OverflowError, MemoryError, RecursionError, ImportError) as e:
+        raise errors.DecodeError(
+            f"a {NAMES.get(codec, 'message')} message of {memoryview(payload).nbytes} bytes cannot be decoded "
+            f"({e}); its bytes are in this error's .payload",
+            bytes(payload),
+            codec,
+        ) from e
+    return detach(value) if copy else value
+
+
+def detach(array: Any) -> Any:
+    return array.clone() if tensor.is_torch(array) else array.copy()
+
+
+def _decode_tensor(item: Any, arrays: Arrays) -> Any:
+    payload = item[1]
+    if len(item) == 3:  # in a block: the header lies beside it
+        return tensor.build(tensor.unpack_meta(item[2]), payload, 0, arrays)
+    spec = tensor.unpack_meta(bytes(payload[: tensor.META.size]))
+    return tensor.build(spec, payload, tensor.META.size, arrays)
+
+
+def _decode_envelope(payload: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:
+    view = memoryview(payload)
+    if len(view) < HEAD.size:
+        raise ValueError("an envelope without a head")
+    table_bytes, body_bytes = HEAD.unpack_from(view)
+    body_at = HEAD.size + table_bytes
+    at = body_at + body_bytes
+    if at > len(view):
+        raise ValueError("an envelope whose head is longer than itself")
+    built = []
+    for spec in tensor.unpack_table(bytes(view[HEAD.size : body_at])):
+        at = _align(at)
+        array = tensor.build(spec, payload, at, arrays)
+        built.append(detach(array) if copy else array)
+        at += spec.nbytes
+
+    def ext_hook(code: int, data: memoryview) -> Any:
+        if code != EXT_ARRAY:
+            return msgspec.msgpack.Ext(code, bytes(data))
+        index = int.from_bytes(data, "little")
+        if index >= len(built):
+            raise ValueError(f"array {index} of {len(built)}")
+        return built[index]
+
+    return _unpack(view[body_at : body_at + body_bytes], kind, ext_hook)
+
+
+def _as_is(kind: type, value: Any) -> Any:
+    """msgspec's hook for types that it does not know: arrays are already what they are."""
+    if isinstance(value, kind):
+        return value
+    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+
+def _unpack(body: Any, kind: Any, ext_hook: Callable[[int, memoryview], Any] | None) -> Any:
+    if kind is None:
+        return msgspec.msgpack.decode(body, ext_hook=ext_hook)
+    return msgspec.msgpack.decode(body, type=kind, ext_hook=ext_hook, dec_hook=_as_is)
+
+
+def _decode_pickle(payload: Any, allow_pickle: bool) -> Any:
+    if not allow_pickle:
+        raise errors.PickleRefused(
+            "a pickled message arrived; unpickling runs code that the sender chose.  Open this handle with "
+            "allow_pickle=True if you trust every producer; the bytes are in this error's .payload",
+            bytes(payload),
+            lib.SHMQ_PICKLE,
+        )
+    try:
+        return pickle.loads(payload)
+    except Exception as e:
+        raise errors.DecodeError(f"unpickling failed: {e!r}", bytes(payload), lib.SHMQ_PICKLE) from e
+
+
+def preview(item: Any) -> str:
+    """A short text of a message for people; never unpickles."""
+    try:
+        text = repr(decode(item, "numpy", False, None, copy=False))
+    except errors.DecodeError as e:
+        text = e.payload.hex()
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+assert ffi.sizeof("shmq_tensor") == tensor.META.size

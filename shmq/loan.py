@@ -1,0 +1,111 @@
+"""``Loan``: an array of shared memory that is written in place and then becomes a message."""
+
+from math import prod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from . import errors, tensor
+from ._core import lib
+
+if TYPE_CHECKING:
+    from .queue import Queue
+
+
+class Loan:
+    """Made by ``Queue.loan``.  One thread at a time.
+
+    ``array`` is the memory: writable until published, then the consumer's (it is made read-only here;
+    what views were taken of it before must not be written any more)."""
+
+    def __init__(
+        self, queue: "Queue", shape: int | tuple[int, ...], dtype: Any, order: Literal["C", "F"], deadline: int
+    ) -> None:
+        storage, number = tensor.parse_dtype(dtype)
+        self.shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+        if any(n < 0 for n in self.shape) or len(self.shape) > tensor.MAX_META_DIMS:
+            raise ValueError(
+                f"shape {self.shape}: axes must not be negative, and there are at most {tensor.MAX_META_DIMS}"
+            )
+        if number == tensor.DESCRIBED:
+            raise errors.Unencodable(
+                f"a loan's dtype must be in shmq's table, which {storage} is not; put() such arrays instead"
+            )
+        if order not in ("C", "F"):
+            raise ValueError(f"order {order!r}: must be 'C' or 'F'")
+        self._queue = queue
+        self._number = number
+        self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
+        self._open = True
+        self._lease = self._borrow(prod(self.shape) * storage.itemsize, deadline)
+        self.order = order
+        self.array = np.ndarray(self.shape, storage, self._lease, 0, None, order)
+
+    def _borrow(self, size: int, deadline: int) -> Any:
+        box: list[Any] = []
+        q = self._queue
+        while status := lib.py_loan(q._c, size, id(box)):
+            if status == lib.SHMQ_ARENA_FULL:
+                q._wait_put(status, size, deadline)
+            else:
+                q._recover_or_raise(status, size)
+        return box.pop()
+
+    def torch(self) -> Any:
+        """The memory as a torch tensor of the loan's shape and dtype; the message arrives as one."""
+        self._flags |= tensor.FROM_TORCH
+        name = tensor.extended_name(self._number)
+        array = self.array.view(tensor.carrier(self._number)) if name else self.array
+        return tensor.to_torch(array, name)
+
+    def publish(self, timeout: float | None = None) -> None:
+        """Sends it: no copy.  Waits up to ``timeout`` seconds for room in the ring.
+
+        On ``Full`` the loan is still open: publish again, or discard."""
+        from .queue import deadline_ns
+
+        self._check_open()
+        q, deadline = self._queue, None
+        meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
+        while status := lib.py_publish(id(self._lease), lib.SHMQ_TENSOR, meta, len(meta)):
+            if status != lib.SHMQ_FULL:
+                errors.raise_status(status, q.name)
+            deadline = deadline_ns(timeout) if deadline is None else deadline
+            q._wait_put(status, 8, deadline)
+        self._end()
+
+    def discard(self) -> None:
+        """Gives the pages back unpublished; again, or after publish: nothing."""
+        if self._open:
+            lib.py_discard(id(self._lease))
+            self._end()
+
+    def _end(self) -> None:
+        self._open = False
+        self.array.flags.writeable = False
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise errors.Closed(f"queue {self._queue.name!r}: this loan was published or discarded already")
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._open:
+                self.publish()
+        finally:
+            self.discard()
+
+

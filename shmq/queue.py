@@ -1,0 +1,471 @@
+"""``Queue``: a thin handle over one C pointer, with ``queue.Queue``'s verbs.
+
+A put is ``encode -> one C call``; a get is ``one C call -> decode``.  Only what did not go through at once takes
+the slow path: try, wait in slices of at most 100 ms so that Python runs its signal handlers, try again.
+
+Threads may share a handle: each C call is atomic under the GIL and waits release it.  What a call delivers
+lies in ``_box`` until it is popped; it stays there if a signal handler raises in between, and the next get
+hands it out.
+"""
+
+import atexit
+import os
+import secrets
+import sys
+import time
+import weakref
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from . import codec, errors, segment, stats
+from ._core import ffi, lib
+from .loan import Loan
+from .tensor import Arrays
+
+SLICE_NS = 100_000_000
+CURSOR_START = 0
+DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
+
+# The fast paths' globals: one dictionary look-up instead of two.
+_put = lib.py_put
+_take = lib.py_take
+_try_take = lib.py_try_take
+
+_open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
+
+
+def deadline_ns(timeout: float | None) -> int:
+    """Absolute monotonic deadline of ``timeout`` seconds from now; None waits for ever."""
+    if timeout is None:
+        return sys.maxsize
+    if timeout < 0:
+        raise ValueError(f"'timeout' must be a non-negative number of seconds, not {timeout}")
+    return min(time.monotonic_ns() + int(min(timeout, 1e9) * 1e9), sys.maxsize)
+
+
+def slice_end_ns(deadline: int) -> int:
+    """Where one C wait ends: signals that came just before it are served then."""
+    return min(deadline, time.monotonic_ns() + SLICE_NS)
+
+
+class Queue:
+    """A FIFO queue in shared memory, opened or created.
+
+    ``name``: 1 to 200 characters of ``A-Z a-z 0-9 . _ -``; None makes an anonymous queue, which other processes
+    reach through a pickled handle and whose name goes when its creator closes it or ends.
+    ``kind``: "spsc", one producer and one consumer at a time.  The first put of a handle claims the
+    producer's role, the first get the consumer's; ``RoleTaken`` while another live handle has it.
+
+    The sizes count only where this call creates the segment (they are reserved at once):
+    ``ring_bytes`` holds the messages that wait, in-line ones whole, others as 16 bytes;
+    ``inline_bytes`` is the longest payload that lies in the ring (at most a quarter of it);
+    ``arena_bytes`` holds longer payloads and every array above 1 KiB, and is the largest message;
+    ``max_peers`` is how many handles may be open at once (at most 4,095).
+
+    On the receiving side: ``allow_pickle`` decodes pickled messages (which runs code that the sender chose);
+    ``arrays`` is "auto" (as sent: numpy or torch), "numpy" or "torch"; ``type`` is what msgpack messages are
+    decoded into (a dataclass, ``msgspec.Struct``, ...; see msgspec).
+
+    Threads may share a handle.  Processes may not: pickle it (spawn, forkserver), or use it in a forked child,
+    where it attaches anew on first use.
+    """
+
+    __slots__ = (
+        "__weakref__", "_anonymous", "_box", "_c", "_identity", "_options", "_pop", "_uuid", "name",
+    )  # fmt: skip
+
+    _c: Any
+    name: str
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        kind: Literal["spsc"] = "spsc",
+        ring_bytes: int = DEFAULTS["ring_bytes"],
+        arena_bytes: int = DEFAULTS["arena_bytes"],
+        inline_bytes: int = DEFAULTS["inline_bytes"],
+        max_peers: int = DEFAULTS["max_peers"],
+        allow_pickle: bool = False,
+        arrays: Arrays = "auto",
+        type: Any = None,
+    ) -> None:
+        params = _params(kind, ring_bytes, arena_bytes, inline_bytes, max_peers)
+        options = _check_options(allow_pickle, arrays, type)
+        if name is None:
+            self._create(f"anonymous-{os.getpid()}-{secrets.token_hex(6)}", params, options)
+            self._anonymous = os.getpid()
+            return
+        for _ in range(100):
+            try:
+                return self._attach(name, options, timeout=5.0)
+            except errors.SegmentNotFound:
+                pass
+            try:
+                return self._create(name, params, options)
+            except errors.NameTaken:  # made by another process meanwhile
+                pass
+        raise errors.NotReady(f"queue {name!r}: others create and remove it all the time; agree on one creator")
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        *,
+        kind: Literal["spsc"] = "spsc",
+        ring_bytes: int = DEFAULTS["ring_bytes"],
+        arena_bytes: int = DEFAULTS["arena_bytes"],
+        inline_bytes: int = DEFAULTS["inline_bytes"],
+        max_peers: int = DEFAULTS["max_peers"],
+        allow_pickle: bool = False,
+        arrays: Arrays = "auto",
+        type: Any = None,
+    ) -> Self:
+        """Makes the segment; ``NameTaken`` if there is one of this name.  Parameters as for ``Queue``.
+
+        Raises ``OutOfSpace`` where its memory cannot be reserved; then no name is left behind."""
+        self = cls.__new__(cls)
+        params = _params(kind, ring_bytes, arena_bytes, inline_bytes, max_peers)
+        self._create(name, params, _check_options(allow_pickle, arrays, type))
+        return self
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        allow_pickle: bool = False,
+        arrays: Arrays = "auto",
+        type: Any = None,
+        timeout: float = 5.0,
+    ) -> Self:
+        """Opens what exists; ``SegmentNotFound`` if nothing does.
+
+        Waits up to ``timeout`` seconds for a creator that is still initialising, then raises ``NotReady``."""
+        self = cls.__new__(cls)
+        self._attach(name, _check_options(allow_pickle, arrays, type), timeout)
+        return self
+
+    def _create(self, name: str, params: Any, options: tuple[bool, Arrays, Any]) -> None:
+        handle, identity = segment.create(name, params, params.ring_bytes + params.arena_bytes)
+        self._bind(name, handle, identity, options)
+
+    def _attach(self, name: str, options: tuple[bool, Arrays, Any], timeout: float) -> None:
+        handle, identity = segment.attach(name, timeout)
+        self._bind(name, handle, identity, options)
+
+    def _bind(self, name: str, handle: Any, identity: segment.Identity, options: tuple[bool, Arrays, Any]) -> None:
+        self.name = name
+        self._c = handle
+        self._identity = identity
+        self._options = options
+        self._anonymous = 0
+        self._box: list[Any] = []
+        self._pop = self._box.pop
+        lib.py_bind(handle, id(self._box), segment.check_name(name).encode())
+        self._uuid = stats.read(handle, name).uuid
+        _open_handles.add(self)
+
+    # ---- messages ----
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever) if ``block``.
+
+        bytes, bytearray and memoryview travel as they are; None, bool, int, float, str, list, tuple, dict,
+        dataclass and msgspec.Struct as msgpack; arrays (numpy, torch on the CPU, DLPack exporters), alone or
+        anywhere inside those, beside it, copied once.  Dense arrays keep C or Fortran order, others arrive
+        in C order.
+
+        Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
+        ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
+        if type(obj) is bytes:
+            status = _put(self._c, obj, len(obj))
+            if not status:
+                return
+            send, args, size, keep = _put, (obj, len(obj)), len(obj), None
+        else:
+            send, args, size, keep = codec.encode(obj, self._options[0])
+            status = send(self._c, *args)
+            if not status:
+                return
+        self._put_slow(send, args, size, status, block, timeout)
+        del keep  # alive until here: the C side reads it
+
+    def _put_slow(
+        self, send: Any, args: tuple[Any, ...], size: int, status: int, block: bool, timeout: float | None
+    ) -> None:
+        deadline = deadline_ns(timeout) if block else 0
+        while status:
+            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
+                self._wait_put(status, size, deadline)
+            else:
+                self._recover_or_raise(status, size)
+            status = send(self._c, *args)
+
+    def _wait_put(self, status: int, size: int, deadline: int) -> None:
+        """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
+        if time.monotonic_ns() >= deadline:
+            self._raise_full(status, size, waited=deadline > 0)
+        c = self._c
+        if status == lib.SHMQ_FULL:
+            record = min(size, stats.read(c, self.name).inline_bytes)
+            lib.py_wait_put(c, record, 0, slice_end_ns(deadline))
+        else:
+            lib.py_wait_put(c, 8, size, slice_end_ns(deadline))
+
+    def _raise_full(self, status: int, size: int, waited: bool) -> None:
+        if not waited:
+            errors.raise_status(status, self.name)
+        if status == lib.SHMQ_FULL:
+            errors.raise_status(status, self.name, stats.explain_full(self._c, self.name))
+        errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size))
+
+    def get(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Any:
+        """Takes the next message; waits for one up to ``timeout`` seconds (None: for ever) if ``block``.
+
+        Arrays come back as writable views of shared memory: no copy, and the memory returns to the arena when the
+        last view dies (``copy=True`` detaches them).  The arrays of one message share one block.
+
+        Raises ``Empty``, ``DecodeError`` (the message's bytes are in its ``.payload``), ``RoleTaken``,
+        ``ShutDown``, ``Closed``, ``Corrupt``."""
+        status = _take(self._c) if block else _try_take(self._c)
+        if status > 0:
+            try:
+                item = self._pop(0)
+            except IndexError:  # another thread of ours was quicker
+                return self._get_slow(-lib.SHMQ_EMPTY, block, timeout, copy)
+            if type(item) is bytes:
+                return item
+            return self._decode(item, copy)
+        return self._get_slow(status, block, timeout, copy)
+
+    def _get_slow(self, status: int, block: bool, timeout: float | None, copy: bool) -> Any:
+        self._await_message(status, deadline_ns(timeout) if block else 0)
+        return self._decode(self._pop(0), copy)
+
+    def _await_message(self, status: int, deadline: int) -> None:
+        """Returns once the box holds a message."""
+        while not self._box:
+            if status == -lib.SHMQ_EMPTY:
+                if time.monotonic_ns() >= deadline:
+                    errors.raise_status(lib.SHMQ_EMPTY, self.name)
+                lib.py_wait_get(self._c, slice_end_ns(deadline))
+            elif status < 0:
+                self._recover_or_raise(-status, 0)
+            status = _try_take(self._c)
+
+    def _decode(self, item: Any, copy: bool) -> Any:
+        allow_pickle, arrays, kind = self._options
+        return codec.decode(item, arrays, allow_pickle, kind, copy)
+
+    def put_nowait(self, obj: Any) -> None:
+        """``put(obj, block=False)``."""
+        self.put(obj, block=False)
+
+    def get_nowait(self, copy: bool = False) -> Any:
+        """``get(block=False)``."""
+        return self.get(block=False, copy=copy)
+
+    def put_many(self, objs: Any, timeout: float | None = None) -> int:
+        """Puts every object of an iterable, in order; runs of bytes are published together.
+
+        Returns how many.  ``Full`` (and every other error) says in ``.done`` how many are in the queue."""
+        items = objs if type(objs) is list else list(objs)
+        deadline = deadline_ns(timeout)
+        done = 0
+        try:
+            while done < len(items):
+                sent = lib.py_put_many(self._c, id(items), done)
+                if sent > 0:
+                    done += sent
+                elif sent == -lib.SHMQ_FULL:
+                    self._wait_put(lib.SHMQ_FULL, len(items[done]), deadline)
+                else:
+                    left = None if timeout is None else max(deadline - time.monotonic_ns(), 0) / 1e9
+                    self.put(items[done], timeout=left)
+                    done += 1
+        except errors.ShmqError as e:
+            e.done = done  # type: ignore[attr-defined]
+            raise
+        return done
+
+    def get_many(self, max_items: int, timeout: float | None = None, copy: bool = False) -> list[Any]:
+        """Takes 1 to ``max_items`` messages; waits up to ``timeout`` seconds for the first only.
+
+        Raises like ``get``.  A ``DecodeError`` ends the list early: the messages before it are returned,
+        it and those behind it come with the next call."""
+        if max_items < 1:
+            raise ValueError(f"'max_items' must be at least 1, not {max_items}")
+        box = self._box
+        room = max_items - len(box)
+        status = lib.py_take_many(self._c, room) if room > 0 else 1
+        if status <= 0:
+            self._await_message(status, deadline_ns(timeout))
+        if set(map(type, box)) == {bytes} and len(box) <= max_items:
+            items = box[:]
+            del box[: len(items)]
+            return items
+        return self._decode_many(max_items, copy)
+
+    def _decode_many(self, max_items: int, copy: bool) -> list[Any]:
+        items: list[Any] = []
+        while len(items) < max_items and self._box:
+            item = self._pop(0)
+            try:
+                items.append(self._decode(item, copy))
+            except errors.DecodeError:
+                if not items:
+                    raise
+                self._box.insert(0, item)
+                break
+        return items
+
+    def loan(
+        self, shape: int | tuple[int, ...], dtype: Any, *, order: Literal["C", "F"] = "C",
+        timeout: float | None = None,
+    ) -> Loan:  # fmt: skip
+        """Lends an array of shared memory to write in place, so that sending it copies nothing.
+
+        As a context manager it is published on a clean exit and discarded on an exception.  Waits up to
+        ``timeout`` seconds for arena pages; its content is whatever lay there before."""
+        return Loan(self, shape, dtype, order, deadline_ns(timeout))
+
+    # ---- state ----
+
+    def qsize(self) -> int:
+        """Messages that wait.  Others may put and get at any moment."""
+        return self.stats().qsize
+
+    def empty(self) -> bool:
+        """True if no message waits now."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """True if a message of ``inline_bytes`` would find no room in the ring now."""
+        s = self.stats()
+        return s.ring_bytes - s.ring_used_bytes < s.inline_bytes + 8
+
+    def stats(self) -> "stats.QueueStats":
+        """A snapshot of counters, ring and arena."""
+        found = self._read(stats.read)
+        found.qsize += len(self._box)
+        return found
+
+    def peers(self) -> "list[stats.Peer]":
+        """Every handle that is attached, this one included, with what it holds."""
+        return self._read(stats.read_peers)  # type: ignore[no-any-return]
+
+    def _read(self, reader: Any) -> Any:
+        try:
+            return reader(self._c, self.name)
+        except errors.ForkedHandle:
+            self._recover_or_raise(lib.SHMQ_FORKED, 0)
+            return reader(self._c, self.name)
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close()``."""
+        return bool(lib.shmq_usable(self._c) == lib.SHMQ_CLOSED)
+
+    # ---- life ----
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Refuses puts from now on, for every process; gets go on until the queue is empty, or stop now.
+
+        Waiting puts and gets wake up with ``ShutDown``.  It cannot be undone."""
+        status = lib.shmq_shutdown(self._c, immediate)
+        if status:
+            self._recover_or_raise(status, 0)
+            lib.shmq_shutdown(self._c, immediate)
+
+    def close(self) -> None:
+        """Ends the use of this handle and gives up its roles; again: nothing.
+
+        Views that are alive stay valid; the memory is unmapped when the last one dies."""
+        lib.shmq_close(self._c)
+        if self._anonymous == os.getpid():
+            segment.unlink_if(self.name, self._identity)
+
+    def unlink(self) -> None:
+        """Removes the name, if it is still this segment's.  Whoever is attached goes on."""
+        segment.unlink_if(self.name, self._identity)
+
+    def reattach(self) -> None:
+        """In a forked child: replaces the parent's handle by one of this process's own.
+
+        Views that were inherited show the parent's memory and do not keep it from being reused."""
+        handle, identity = segment.attach(self.name, 5.0)
+        if identity != self._identity:
+            raise errors.StaleHandle(f"queue {self.name!r}: the name belongs to another segment now; open it anew")
+        self._bind(self.name, handle, identity, self._options)
+
+    def _recover_or_raise(self, status: int, size: int) -> None:
+        """Returns where trying again makes sense: a forked handle that could attach anew."""
+        if status == lib.SHMQ_FORKED and lib.py_held(self._c) == 0:
+            return self.reattach()
+        if status == lib.SHMQ_TOO_LARGE:
+            largest = stats.read(self._c, self.name).largest_message_bytes
+            errors.raise_status(
+                status,
+                self.name,
+                f"a message of {size:,} bytes can never fit: the largest is {largest:,}; create the queue "
+                f"with arena_bytes of at least {size:,}",
+            )
+        errors.raise_status(status, self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.closed:
+            raise errors.Closed(f"queue {self.name!r}: a closed handle cannot be pickled")
+        return _unpickle, (type(self), self.name, self._uuid, self._options)
+
+    def __repr__(self) -> str:
+        return f"<shmq.Queue {self.name!r}{' closed' if self.closed else ''}>"
+
+
+def _params(kind: str, ring_bytes: int, arena_bytes: int, inline_bytes: int, max_peers: int) -> Any:
+    if kind != "spsc":
+        raise ValueError(f"kind {kind!r}: this version has 'spsc' (one producer, one consumer)")
+    limits = [
+        ("ring_bytes", ring_bytes, 32, 1 << 30),
+        ("arena_bytes", arena_bytes, 0, 1 << 38),
+        ("inline_bytes", inline_bytes, 8, 1 << 28),
+        ("max_peers", max_peers, 1, 4095),
+    ]
+    for label, value, low, high in limits:
+        if not low <= value <= high:
+            raise ValueError(f"{label}={value:,}: must be between {low:,} and {high:,}")
+    ring = max(4096, 1 << (ring_bytes - 1).bit_length())
+    if inline_bytes > ring // 4:
+        if inline_bytes != DEFAULTS["inline_bytes"]:
+            raise ValueError(f"inline_bytes={inline_bytes:,}: must be at most a quarter of ring_bytes={ring:,}")
+        inline_bytes = ring // 4
+    return ffi.new("shmq_params *", [ring, arena_bytes, CURSOR_START, inline_bytes, max_peers])
+
+
+def _check_options(allow_pickle: bool, arrays: Arrays, kind: Any) -> tuple[bool, Arrays, Any]:
+    if arrays not in ("auto", "numpy", "torch"):
+        raise ValueError(f"arrays={arrays!r}: must be 'auto', 'numpy' or 'torch'")
+    return bool(allow_pickle), arrays, kind
+
+
+def _unpickle(cls: type[Queue], name: str, uuid: str, options: tuple[bool, Arrays, Any]) -> Queue:
+    self = cls.__new__(cls)
+    self._attach(name, options, timeout=5.0)
+    if self._uuid != uuid:
+        self.close()
+        raise errors.StaleHandle(f"queue {name!r}: the name belongs to another segment now; open it anew")
+    return self
+
+
+@atexit.register
+def _close_all() -> None:
+    for handle in list(_open_handles):
+        handle.close()

@@ -1,0 +1,204 @@
+"""Names in the file system's sense: create, attach, unlink and list segments.
+
+A segment ``NAME`` is the POSIX shared-memory object ``/shmq.NAME``, on Linux the file
+``/dev/shm/shmq.NAME``, mode 0600.  It is made with O_CREAT | O_EXCL and never through
+``multiprocessing.shared_memory``, so no resource tracker deletes it behind its users.
+"""
+
+import errno
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import posix_ipc
+
+from . import errors
+from ._core import ffi, lib
+from .limits import SHM, available_bytes
+
+PREFIX = "shmq."
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+
+Handle = Any  # cffi: a shmq_queue *
+Identity = tuple[int, int]  # st_dev, st_ino
+
+
+def check_name(name: str) -> str:
+    """The POSIX name of segment ``name``; raises ``InvalidName``."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise errors.InvalidName(
+            f"queue name {name!r}: use 1 to 200 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
+        )
+    return "/" + PREFIX + name
+
+
+def _not_found(name: str) -> NoReturn:
+    raise errors.SegmentNotFound(
+        errno.ENOENT, f"queue {name!r}: no such segment; create it first, or see `shmq ls`"
+    )
+
+
+def _open(name: str, flags: int = 0) -> posix_ipc.SharedMemory:
+    """shm_open that speaks our errors.  glibc adds O_NOFOLLOW: a symlink is refused by the kernel."""
+    try:
+        return posix_ipc.SharedMemory(check_name(name), flags, 0o600)
+    except posix_ipc.ExistentialError:
+        if flags:
+            raise errors.NameTaken(
+                errno.EEXIST, f"queue {name!r}: the name is taken; attach to it, or remove it (shmq rm)"
+            ) from None
+        _not_found(name)
+    except (posix_ipc.PermissionsError, PermissionError):
+        errors.raise_status(lib.SHMQ_WRONG_OWNER, name)
+    except OSError as e:
+        if e.errno == errno.ELOOP:
+            errors.raise_status(
+                lib.SHMQ_NOT_A_SEGMENT, name, "the name is a symbolic link, which shmq does not follow; remove it"
+            )
+        if e.errno in (errno.EISDIR, errno.ENXIO):
+            errors.raise_status(lib.SHMQ_NOT_A_SEGMENT, name)
+        raise
+
+
+def _no_space(name: str, needed: int) -> NoReturn:
+    free, limit = available_bytes()
+    errors.raise_status(
+        lib.SHMQ_OUT_OF_SPACE,
+        name,
+        f"needs about {needed:,} bytes of shared memory and there are {free:,} {limit}; choose smaller "
+        "arena_bytes or ring_bytes, remove unused segments (shmq ls, shmq rm), or enlarge /dev/shm "
+        "(docker run --shm-size=..., mount -o remount,size=... /dev/shm)",
+    )
+
+
+def _identity(fd: int) -> Identity:
+    st = os.fstat(fd)
+    return st.st_dev, st.st_ino
+
+
+def _finish(handle: Handle) -> Handle:
+    return ffi.gc(handle, lib.shmq_free)
+
+
+def create(name: str, params: Any, needed_bytes: int) -> tuple[Handle, Identity]:
+    """Makes and attaches.  On any failure no name is left behind."""
+    memory = _open(name, posix_ipc.O_CREX)
+    out = ffi.new("shmq_queue **")
+    try:
+        os.fchmod(memory.fd, 0o600)  # whatever the umask says
+        if needed_bytes > available_bytes()[0]:
+            _no_space(name, needed_bytes)
+        status = lib.py_create(memory.fd, params, out)
+        if status == lib.SHMQ_OUT_OF_SPACE:
+            _no_space(name, needed_bytes)
+        if status != lib.SHMQ_OK:
+            errors.raise_status(status, name)
+        return _finish(out[0]), _identity(memory.fd)
+    except BaseException:
+        posix_ipc.unlink_shared_memory(check_name(name))
+        raise
+    finally:
+        memory.close_fd()
+
+
+def attach(name: str, timeout: float) -> tuple[Handle, Identity]:
+    """Attaches; waits up to ``timeout`` seconds for a creator that is still initialising."""
+    memory = _open(name)
+    out = ffi.new("shmq_queue **")
+    deadline = time.monotonic() + timeout
+    try:
+        while (status := lib.py_attach(memory.fd, out)) == lib.SHMQ_NOT_READY:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.001)
+        if status == lib.SHMQ_OUT_OF_SPACE:
+            errors.raise_status(status, name, "not enough address space or memory to map it")
+        if status != lib.SHMQ_OK:
+            errors.raise_status(status, name)
+        return _finish(out[0]), _identity(memory.fd)
+    finally:
+        memory.close_fd()
+
+
+def observe(name: str) -> Handle:
+    """Maps read-only, without an entry in the peer table."""
+    memory = _open(name)
+    out = ffi.new("shmq_queue **")
+    try:
+        status = lib.shmq_observe(memory.fd, out)
+        if status != lib.SHMQ_OK:
+            errors.raise_status(status, name)
+        return _finish(out[0])
+    finally:
+        memory.close_fd()
+
+
+def unlink(name: str) -> None:
+    """Removes a name.  Processes that are attached keep the memory until they close.
+
+    Raises ``SegmentNotFound``."""
+    try:
+        posix_ipc.unlink_shared_memory(check_name(name))
+    except posix_ipc.ExistentialError:
+        _not_found(name)
+    except (posix_ipc.PermissionsError, PermissionError):
+        errors.raise_status(lib.SHMQ_WRONG_OWNER, name)
+
+
+def unlink_if(name: str, identity: Identity) -> bool:
+    """Removes the name if it still belongs to this very segment."""
+    try:
+        st = os.lstat(SHM / (PREFIX + name))
+        if (st.st_dev, st.st_ino) != identity:
+            return False
+        unlink(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """A file /dev/shm/shmq.*.  ``state``: "ready", "initialising" or "foreign" (not ours to attach)."""
+
+    name: str
+    path: str
+    bytes: int
+    uid: int
+    mode: int
+    mtime: float
+    state: Literal["ready", "initialising", "foreign"]
+
+
+def _state(path: Path, st: os.stat_result) -> Literal["ready", "initialising", "foreign"]:
+    if not stat.S_ISREG(st.st_mode):
+        return "foreign"
+    try:
+        handle = observe(path.name.removeprefix(PREFIX))
+    except errors.NotReady:
+        return "initialising"
+    except (errors.ShmqError, OSError):
+        return "foreign"
+    ffi.release(handle)
+    return "ready"
+
+
+def list_segments() -> list[SegmentInfo]:
+    """Everything in /dev/shm that bears our prefix, by name."""
+    found = []
+    for path in sorted(SHM.glob(PREFIX + "*")):
+        try:
+            st = path.lstat()
+        except FileNotFoundError:
+            continue
+        name = path.name.removeprefix(PREFIX)
+        found.append(
+            SegmentInfo(
+                name, str(path), st.st_size, st.st_uid, stat.S_IMODE(st.st_mode), st.st_mtime, _state(path, st)
+            )
+        )
+    return found

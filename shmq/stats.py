@@ -1,0 +1,222 @@
+"""Read-only snapshots: statistics, peers, messages that wait, and texts that say who holds what."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import codec, errors, segment
+from ._core import ffi, lib
+from .tensor import META
+
+PAGE_STATES = ("free", "loaned", "inflight", "leased", "returned", "cont")
+PREVIEW_BYTES = 1 << 16
+
+
+@dataclass(slots=True)
+class QueueStats:
+    """One queue at one moment.  Sizes in bytes.
+
+    ``pages`` counts arena pages by state; "cont" are the pages behind a block's first.  ``producer`` and
+    ``consumer`` are indexes of peers, None where nobody has the role.  ``kind`` is "spsc"."""
+
+    name: str
+    uuid: str
+    kind: str
+    messages_put: int
+    messages_got: int
+    qsize: int
+    ring_bytes: int
+    ring_used_bytes: int
+    inline_bytes: int
+    arena_bytes: int
+    arena_free_bytes: int
+    largest_free_bytes: int
+    largest_message_bytes: int
+    total_bytes: int
+    pages: dict[str, int]
+    max_peers: int
+    producer: int | None
+    consumer: int | None
+    shutdown: Literal["open", "draining", "immediate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A handle that is attached.  ``alive`` is the kernel's word; None where it could not be asked.
+
+    ``pid`` and ``comm`` are for people: they may be of another PID namespace."""
+
+    index: int
+    pid: int
+    comm: str
+    alive: bool | None
+    epoch: int
+    roles: frozenset[str]
+    attached_at: float
+    messages_put: int
+    messages_got: int
+    bytes_put: int
+    bytes_got: int
+    parks: int
+    wakes: int
+    held_bytes: int
+
+    def __str__(self) -> str:
+        state = {True: "alive", False: "dead", None: "not known"}[self.alive]
+        return f"peer {self.index} (pid {self.pid}, {self.comm}, {state})"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What ``inspect`` returns."""
+
+    stats: QueueStats
+    peers: list[Peer]
+    created_at: float
+    creator_pid: int
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeekedMessage:
+    """A message that waits.  ``position`` is the ring cursor of its record."""
+
+    position: int
+    bytes: int
+    codec: str
+    where: Literal["inline", "block"]
+    preview: str
+
+
+def _role(index: int) -> int | None:
+    return None if index < 0 else index
+
+
+def _read(c: Any, name: str) -> Any:
+    raw = ffi.new("shmq_stats *")
+    if status := lib.shmq_get_stats(c, raw):
+        errors.raise_status(status, name)
+    return raw
+
+
+def read(c: Any, name: str) -> QueueStats:
+    """Statistics of an open C handle."""
+    raw = _read(c, name)
+    return QueueStats(
+        name=name,
+        uuid=bytes(raw.uuid).hex(),
+        kind={1: "spsc", 2: "mpmc", 3: "topic"}.get(raw.kind, "unknown"),
+        messages_put=raw.messages_put,
+        messages_got=raw.messages_got,
+        qsize=max(raw.messages_put - raw.messages_got, 0),
+        ring_bytes=raw.ring_bytes,
+        ring_used_bytes=raw.ring_used_bytes,
+        inline_bytes=raw.inline_bytes,
+        arena_bytes=raw.arena_bytes,
+        arena_free_bytes=raw.arena_free_bytes,
+        largest_free_bytes=raw.largest_free_bytes,
+        largest_message_bytes=raw.largest_message_bytes,
+        total_bytes=raw.total_bytes,
+        pages=dict(zip(PAGE_STATES, raw.pages, strict=True)),
+        max_peers=raw.peers,
+        producer=_role(raw.producer),
+        consumer=_role(raw.consumer),
+        shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
+    )
+
+
+def read_peers(c: Any, name: str) -> list[Peer]:
+    """Peers of an open C handle, by index."""
+    capacity = _read(c, name).peers
+    raw = ffi.new("shmq_peer_info[]", capacity)
+    count = ffi.new("uint32_t *")
+    if status := lib.shmq_get_peers(c, raw, capacity, count):
+        errors.raise_status(status, name)
+    return [_peer(raw[i]) for i in range(count[0])]
+
+
+def _peer(raw: Any) -> Peer:
+    roles = [role for role, has in (("producer", raw.is_producer), ("consumer", raw.is_consumer)) if has]
+    return Peer(
+        index=raw.index,
+        pid=raw.pid,
+        comm=ffi.string(raw.comm, 16).decode(errors="replace"),
+        alive={1: True, 0: False}.get(raw.alive),
+        epoch=raw.epoch,
+        roles=frozenset(roles),
+        attached_at=raw.attached_unix_ns / 1e9,
+        messages_put=raw.messages_put,
+        messages_got=raw.messages_got,
+        bytes_put=raw.bytes_put,
+        bytes_got=raw.bytes_got,
+        parks=raw.parks,
+        wakes=raw.wakes,
+        held_bytes=raw.held_bytes,
+    )
+
+
+def explain_full(c: Any, name: str) -> str:
+    """Text of ``Full`` after a wait: how full, and who should have made room."""
+    s = read(c, name)
+    consumer = next((str(p) for p in read_peers(c, name) if p.index == s.consumer), "nobody yet")
+    return (
+        f"the ring of {s.ring_bytes:,} bytes is full with {s.qsize:,} messages; its consumer is {consumer}. "
+        "Consume faster, wait longer, or create the queue with a larger ring_bytes"
+    )
+
+
+def explain_arena_full(c: Any, name: str, size: int) -> str:
+    """Text of ``ArenaFull``: what is free, and who holds the most."""
+    s = read(c, name)
+    holders = sorted((p for p in read_peers(c, name) if p.held_bytes), key=lambda p: -p.held_bytes)
+    held = "; ".join(f"{p} holds {p.held_bytes:,}" for p in holders[:3]) or "no peer holds any"
+    return (
+        f"no free run of pages for {size:,} bytes: {s.arena_free_bytes:,} of {s.arena_bytes:,} are free, "
+        f"{s.largest_free_bytes:,} in one run; {held}; the rest waits in the ring. Drop views sooner, get with "
+        "copy=True, or create the queue with a larger arena_bytes"
+    )
+
+
+def inspect(name: str) -> Snapshot:
+    """Looks at a segment from outside: maps it read-only and takes no entry in its peer table.
+
+    Raises ``SegmentNotFound``, ``NotASegment``, ``NotReady``, ..."""
+    c = segment.observe(name)
+    with c:
+        raw = _read(c, name)
+        s = read(c, name)
+        return Snapshot(s, read_peers(c, name), raw.created_unix_ns / 1e9, raw.creator_pid, s.uuid)
+
+
+def peek(name: str, n: int = 10) -> list[PeekedMessage]:
+    """The first ``n`` messages that wait, without taking them.
+
+    Nothing stops a consumer that is at work: what it takes meanwhile is left out, or shown damaged."""
+    with segment.observe(name) as c:
+        return list(_peek(c, name, n))
+
+
+def _peek(c: Any, name: str, n: int) -> Iterator[PeekedMessage]:
+    raw = ffi.new("shmq_peeked *")
+    buffer = ffi.new("char[]", PREVIEW_BYTES)
+    for i in range(n):
+        status = lib.shmq_peek(c, i, buffer, PREVIEW_BYTES, raw)
+        if status == lib.SHMQ_EMPTY:
+            return
+        if status:
+            errors.raise_status(status, name)
+        where: Literal["inline", "block"] = "block" if raw.in_block else "inline"
+        yield PeekedMessage(
+            raw.position, raw.bytes, codec.NAMES.get(raw.codec, str(raw.codec)), where, _preview(raw, buffer)
+        )
+
+
+def _preview(raw: Any, buffer: Any) -> str:
+    data = bytearray(ffi.buffer(buffer, raw.copied_bytes))
+    if raw.copied_bytes < raw.bytes:
+        return f"{raw.bytes:,} bytes, starting {data[:32].hex()}"
+    if raw.codec == lib.SHMQ_RAW:
+        return codec.preview(bytes(data))
+    if raw.meta_bytes == META.size:
+        return codec.preview((raw.codec, data, bytes(ffi.buffer(ffi.addressof(raw, "tensor")))))
+    return codec.preview((raw.codec, data))
