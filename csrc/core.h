@@ -216,9 +216,10 @@ struct shmq_queue {
     shmq_a32 users;               /* of the mapping: the open handle, blocks, waiting calls */
     shmq_a32 references;          /* to this struct: the handle, blocks */
     uint8_t *inline_copy;         /* shmq_get's buffer for in-line payloads */
-    void *box;                    /* the Python glue's list of results */
 };
 
+void shmq_hold_struct(shmq_queue *q); /* keeps the struct, not the mapping */
+void shmq_release_struct(shmq_queue *q);
 int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork */
 
 /* The steps below a blocking put or get, which the Python glue drives itself. */

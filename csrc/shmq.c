@@ -137,7 +137,9 @@ static void drop_user(shmq_queue *q) {
     shmq_segment_unmap(&q->segment);
 }
 
-static void drop_reference(shmq_queue *q) {
+void shmq_hold_struct(shmq_queue *q) { (void)add32_relaxed(&q->references, 1); }
+
+void shmq_release_struct(shmq_queue *q) {
     if (sub32_acq_rel(&q->references, 1) != 1) return;
     free(q->inline_copy);
     free(q);
@@ -168,7 +170,7 @@ void shmq_close(shmq_queue *q) {
 void shmq_free(shmq_queue *q) {
     if (q == NULL) return;
     shmq_close(q);
-    drop_reference(q);
+    shmq_release_struct(q);
 }
 
 /* ---- may this call go on? ---- */
@@ -308,7 +310,7 @@ void shmq_block_release(shmq_block *b) {
     shmq_block_give_back(b);
     free(b);
     drop_user(q);
-    drop_reference(q);
+    shmq_release_struct(q);
 }
 
 /* ---- get ---- */

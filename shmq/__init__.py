@@ -1,9 +1,9 @@
 """shmq: messages and tensors between the processes of one host, through shared memory.
 
-    import shmq
-    q = shmq.Queue("prefill")
-    q.put({"step": 7, "tokens": tokens})     # arrays anywhere inside, copied once
-    msg = q.get(timeout=1.0)                 # arrays are zero-copy views that own their memory
+import shmq
+q = shmq.Queue("prefill")
+q.put({"step": 7, "tokens": tokens})     # arrays anywhere inside, copied once
+msg = q.get(timeout=1.0)                 # arrays are zero-copy views that own their memory
 """
 
 from importlib.metadata import version

@@ -14,22 +14,20 @@ SOURCES = ["segment", "wait", "peers", "spsc", "arena", "recover", "shmq", "look
 GLUE = """
 int py_create(int fd, const shmq_params *params, shmq_queue **queue);
 int py_attach(int fd, shmq_queue **queue);
-void py_bind(shmq_queue *q, uintptr_t box, const char *name);
+int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name);
 unsigned py_held(shmq_queue *q);
 int shmq_usable(const shmq_queue *q);
-int py_put(shmq_queue *q, const char *data, size_t bytes);
 int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes);
 int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array);
-int py_put_envelope(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays);
+int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays);
+int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays);
 ssize_t py_put_many(shmq_queue *q, uintptr_t objects, ssize_t start);
 int py_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns);
 int py_loan(shmq_queue *q, uint64_t bytes, uintptr_t list);
 int py_publish(uintptr_t lease, int codec, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
-int py_take(shmq_queue *q);
-int py_try_take(shmq_queue *q);
-ssize_t py_take_many(shmq_queue *q, ssize_t max);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
+#define PY_ENCODE -1
 """
 
 

@@ -6,13 +6,20 @@
  * try never waits, and holding it makes every operation on a handle atomic among Python threads.  What may take
  * long (waits, copies of more than 64 KiB, mapping) releases it itself.
  *
- * Results.  cffi cannot return Python objects, so each handle has a box, a list that its Python owner keeps
- * alive; a call appends to it and the caller pops.  Everything in a box says by itself what it is, so two
- * threads that pop each other's results still hand every message out exactly once.
+ * The hot three.  A put of bytes or of a plain array, a take and a take of many are built-in functions bound to
+ * their handle (py_bind makes them), because cffi's conversion of three arguments costs more than the put itself
+ * and it cannot return objects.  Everything else is an ordinary cffi function.
  *
- *     bytes                     a raw message
- *     (codec, payload)          in-line, payload a bytearray
- *     (codec, payload, meta)    in a block, payload a Lease or, for msgpack and pickle, bytes
+ *     put(obj)         None: done; > 0: status; PY_ENCODE: not bytes or a plain array, encode it in Python
+ *     take()           a message, or an int, the status.  May look for about a microsecond, never sleeps
+ *     try_take()       the same, without looking twice
+ *     take_many(n)     a list of bytes; or (list,), a mixed one; or an int, the status
+ *
+ * A message is bytes (raw), or a tuple that starts with codec and payload:
+ *
+ *     (codec, payload)                        what lay in-line; payload is a bytearray
+ *     (codec, payload, meta)                  what lay in a block; payload is a Lease for arrays, else bytes
+ *     (ENVELOPE, payload, table, body, at)    from either; the arrays start at the payload's byte `at`
  *
  * Python objects come in as their id(), which the caller keeps alive for the length of the call.
  */
@@ -36,6 +43,7 @@
 #define UNLOCK_ABOVE_BYTES (UINT64_C(64) << 10)
 #define ARRAY_INLINE_BYTES 1024u /* arrays of up to this many bytes are copied, larger ones lie in blocks */
 #define PART_ALIGNMENT UINT64_C(64)
+#define PY_ENCODE (-1)
 
 /* ---- Lease: an object with the buffer protocol that ends the hold on a block when it dies ---- */
 
@@ -69,16 +77,11 @@ static PyObject *lease_type(void) {
     return type;
 }
 
-/* Takes over the block, also on failure. */
+/* Takes over the block.  NULL where memory ran out: then it is still the caller's. */
 static PyObject *lease_new(shmq_block *block) {
     PyObject *type = lease_type();
     struct lease *self = type == NULL ? NULL : PyObject_New(struct lease, (PyTypeObject *)type);
-    if (self == NULL) {
-        PyErr_Clear();
-        shmq_block_release(block);
-        return NULL;
-    }
-    self->block = block;
+    if (self != NULL) self->block = block;
     return (PyObject *)self;
 }
 
@@ -108,12 +111,6 @@ static int py_attach(int fd, shmq_queue **queue) {
     return status;
 }
 
-/* The name helps to find the object again after someone closed our descriptor. */
-static void py_bind(shmq_queue *q, uintptr_t box, const char *name) {
-    q->box = (void *)box;
-    strncpy(q->segment.name, name, sizeof q->segment.name - 1);
-}
-
 /* Takes over the reference, also on failure. */
 static int append(PyObject *list, PyObject *object) {
     int failed = object == NULL || PyList_Append(list, object) != 0;
@@ -123,7 +120,7 @@ static int append(PyObject *list, PyObject *object) {
 }
 
 /* Blocks and loans of this handle that are still alive, views included. */
-static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->references) - 1; }
+static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->users) - (q->open ? 1 : 0); }
 
 /* ---- put ---- */
 
@@ -153,10 +150,6 @@ static int put_payload(shmq_queue *q, uint16_t codec, const void *meta, uint32_t
     return publish_and_release(q, b, codec, meta, meta_bytes);
 }
 
-static int py_put(shmq_queue *q, const char *data, size_t bytes) {
-    return put_payload(q, SHMQ_RAW, NULL, 0, data, bytes, q->ring.inline_bytes);
-}
-
 static int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes) {
     return put_payload(q, (uint16_t)codec, NULL, 0, data, bytes, q->ring.inline_bytes);
 }
@@ -181,52 +174,148 @@ static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta
     return status;
 }
 
+/* Describes a dense array of a native dtype by its buffer.  False for everything else. */
+static int describe(const Py_buffer *v, shmq_tensor *t) {
+    static const uint8_t by_size[2][9] = {
+        {0, SHMQ_INT8, SHMQ_INT16, 0, SHMQ_INT32, 0, 0, 0, SHMQ_INT64},
+        {0, SHMQ_UINT8, SHMQ_UINT16, 0, SHMQ_UINT32, 0, 0, 0, SHMQ_UINT64}};
+    const char *f = v->format;
+    memset(t, 0, sizeof *t);
+    if (f == NULL || v->ndim > 11 || v->itemsize > 16) return 0;
+    if (f[0] != '\0' && f[1] == '\0') {
+        if (strchr("bhilq", f[0]) != NULL) t->dtype = by_size[0][v->itemsize];
+        else if (strchr("BHILQ", f[0]) != NULL) t->dtype = by_size[1][v->itemsize];
+        else if (f[0] == '?') t->dtype = SHMQ_BOOL;
+        else if (f[0] == 'e') t->dtype = SHMQ_FLOAT16;
+        else if (f[0] == 'f') t->dtype = SHMQ_FLOAT32;
+        else if (f[0] == 'd') t->dtype = SHMQ_FLOAT64;
+    } else if (f[0] == 'Z' && f[1] != '\0' && f[2] == '\0') {
+        if (f[1] == 'f') t->dtype = SHMQ_COMPLEX64;
+        else if (f[1] == 'd') t->dtype = SHMQ_COMPLEX128;
+    }
+    t->order = PyBuffer_IsContiguous(v, 'C') ? 'C' : PyBuffer_IsContiguous(v, 'F') ? 'F' : 0;
+    t->ndim = (uint8_t)v->ndim;
+    for (int i = 0; i < v->ndim; i++) t->shape[i] = (uint64_t)v->shape[i];
+    return t->dtype != 0 && t->order != 0;
+}
+
+/* One plain array: any exporter whose type the caller knows to be numpy's. */
+static int put_array(shmq_queue *q, PyObject *array) {
+    Py_buffer view;
+    shmq_tensor t;
+    if (PyObject_GetBuffer(array, &view, PyBUF_FULL_RO) != 0) {
+        PyErr_Clear();
+        return PY_ENCODE;
+    }
+    int status = PY_ENCODE;
+    if (describe(&view, &t))
+        status = put_payload(q, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len,
+                             array_inline_limit(q));
+    PyBuffer_Release(&view);
+    return status;
+}
+
 static uint64_t aligned(uint64_t n) { return (n + PART_ALIGNMENT - 1) & ~(PART_ALIGNMENT - 1); }
 
-static void gather(uint8_t *to, const char *head, size_t head_bytes, const Py_buffer *views,
-                   Py_ssize_t n) {
-    uint64_t at = aligned(head_bytes);
-    memcpy(to, head, head_bytes);
-    for (Py_ssize_t i = 0; i < n; i++) {
-        if (views[i].len > 0) memcpy(to + at, views[i].buf, (size_t)views[i].len);
-        at += aligned((uint64_t)views[i].len);
+/* What an envelope is made of: bytes before the arrays, then the arrays, each at a multiple of 64. */
+struct parts {
+    const void *pieces[3];
+    size_t piece_bytes[3];
+    Py_buffer *views;
+    Py_ssize_t count;
+    uint64_t bytes;
+};
+
+static void gather(uint8_t *to, const struct parts *p) {
+    uint64_t at = 0;
+    for (int i = 0; i < 3; i++) {
+        if (p->piece_bytes[i] > 0) memcpy(to + at, p->pieces[i], p->piece_bytes[i]);
+        at += p->piece_bytes[i];
+    }
+    for (Py_ssize_t i = 0; i < p->count; i++) {
+        at = aligned(at);
+        if (p->views[i].len > 0) memcpy(to + at, p->views[i].buf, (size_t)p->views[i].len);
+        at += (uint64_t)p->views[i].len;
     }
 }
 
-/* An envelope: `head`, then each array of the list, each at the next multiple of 64 bytes. */
-static int py_put_envelope(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays) {
-    PyObject *list = (PyObject *)arrays;
+static int put_gathered(shmq_queue *q, const struct parts *p) {
+    int status = shmq_put_begin(q);
+    if (status != SHMQ_OK) return status;
+    if (p->bytes <= array_inline_limit(q)) {
+        struct shmq_record r;
+        status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
+        if (status != SHMQ_OK) return status;
+        gather(r.payload, p);
+        shmq_put_commit(q, 1, p->bytes);
+        return SHMQ_OK;
+    }
+    shmq_block *b;
+    if ((status = loan_to_put(q, p->bytes, &b)) != SHMQ_OK) return status;
+    PyThreadState *state = p->bytes > UNLOCK_ABOVE_BYTES ? PyEval_SaveThread() : NULL;
+    gather(b->data, p);
+    if (state != NULL) PyEval_RestoreThread(state);
+    return publish_and_release(q, b, SHMQ_ENVELOPE, NULL, 0);
+}
+
+/* Puts an envelope.  With a head, that is table sizes, table and body, made in Python; without one `body` is
+ * the msgpack body, and sizes and table are made here, or PY_ENCODE returned where an array is not plain. */
+static int put_envelope(shmq_queue *q, const char *head, size_t head_bytes, const char *body,
+                        size_t body_bytes, PyObject *list) {
     Py_ssize_t n = PyList_Size(list), got = 0;
-    Py_buffer *views = PyMem_Malloc(sizeof *views * (size_t)(n > 0 ? n : 1));
-    uint64_t bytes = aligned(head_bytes);
-    int status = views == NULL ? SHMQ_OUT_OF_SPACE : shmq_put_begin(q);
+    struct shmq_envelope_entry {
+        uint8_t dtype, order, ndim, flags;
+        uint32_t description_bytes;
+        uint64_t shape[11];
+    } entry;
+    size_t table_bytes = 0;
+    uint8_t *table = PyMem_Malloc(8 + (size_t)n * sizeof entry);
+    Py_buffer *views = PyMem_Malloc((size_t)(n + 1) * sizeof *views);
+    int status = table == NULL || views == NULL ? SHMQ_OUT_OF_SPACE : SHMQ_OK;
+    uint64_t arrays_bytes = 0;
     for (; status == SHMQ_OK && got < n; got++) {
-        if (PyObject_GetBuffer(PyList_GetItem(list, got), &views[got], PyBUF_ANY_CONTIGUOUS) != 0) {
+        shmq_tensor t;
+        if (PyObject_GetBuffer(PyList_GetItem(list, got), &views[got], PyBUF_FULL_RO) != 0) {
             PyErr_Clear();
-            status = SHMQ_INVALID;
+            status = PY_ENCODE;
             break;
         }
-        bytes += aligned((uint64_t)views[got].len);
+        if (head == NULL) {
+            if (!describe(&views[got], &t)) {
+                PyBuffer_Release(&views[got]);
+                status = PY_ENCODE;
+                break;
+            }
+            size_t entry_bytes = 8 + 8 * (size_t)t.ndim;
+            memcpy(table + 8 + table_bytes, &t, entry_bytes); /* the tensor header, cut to its axes */
+            table_bytes += entry_bytes;
+        }
+        arrays_bytes = aligned(arrays_bytes) + (uint64_t)views[got].len;
     }
-    if (status == SHMQ_OK && bytes <= array_inline_limit(q)) {
-        struct shmq_record r;
-        status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)bytes, SHMQ_ENVELOPE, 0, &r);
-        if (status == SHMQ_OK) {
-            gather(r.payload, head, head_bytes, views, n);
-            shmq_put_commit(q, 1, bytes);
+    if (status == SHMQ_OK) {
+        uint32_t sizes[2] = {(uint32_t)table_bytes, (uint32_t)body_bytes};
+        if (head == NULL) {
+            memcpy(table, sizes, sizeof sizes);
+            head = (const char *)table;
+            head_bytes = sizeof sizes + table_bytes;
         }
-    } else if (status == SHMQ_OK) {
-        shmq_block *b;
-        if ((status = loan_to_put(q, bytes, &b)) == SHMQ_OK) {
-            PyThreadState *state = bytes > UNLOCK_ABOVE_BYTES ? PyEval_SaveThread() : NULL;
-            gather(b->data, head, head_bytes, views, n);
-            if (state != NULL) PyEval_RestoreThread(state);
-            status = publish_and_release(q, b, SHMQ_ENVELOPE, NULL, 0);
-        }
+        uint64_t before = head_bytes + body_bytes;
+        struct parts p = {{head, body, NULL}, {head_bytes, body_bytes, 0}, views, n,
+                          n > 0 ? aligned(before) + arrays_bytes : before};
+        status = put_gathered(q, &p);
     }
     while (got > 0) PyBuffer_Release(&views[--got]);
     PyMem_Free(views);
+    PyMem_Free(table);
     return status;
+}
+
+static int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays) {
+    return put_envelope(q, NULL, 0, body, body_bytes, (PyObject *)arrays);
+}
+
+static int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays) {
+    return put_envelope(q, head, head_bytes, NULL, 0, (PyObject *)arrays);
 }
 
 /* Puts the leading bytes objects of list[start:], all published by one store.  Stops at one that is not bytes
@@ -268,7 +357,10 @@ static int py_loan(shmq_queue *q, uint64_t bytes, uintptr_t list) {
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, &b);
-    return status == SHMQ_OK ? append((PyObject *)list, lease_new(b)) : status;
+    if (status != SHMQ_OK) return status;
+    PyObject *lease = lease_new(b);
+    if (lease == NULL) shmq_block_release(b);
+    return append((PyObject *)list, lease);
 }
 
 static int py_publish(uintptr_t lease, int codec, const char *meta, size_t meta_bytes) {
@@ -283,116 +375,132 @@ static void py_discard(uintptr_t lease) { shmq_block_give_back(((struct lease *)
 
 /* ---- get ---- */
 
-/* (codec, payload[, meta]); takes over the references, also on failure. */
-static PyObject *labelled(uint16_t codec, PyObject *payload, PyObject *meta, int with_meta) {
-    PyObject *number = PyLong_FromLong(codec);
-    PyObject *result = NULL;
-    if (number != NULL && payload != NULL && (meta != NULL || !with_meta))
-        result = with_meta ? PyTuple_Pack(3, number, payload, meta) : PyTuple_Pack(2, number, payload);
-    Py_XDECREF(number);
-    Py_XDECREF(payload);
-    Py_XDECREF(meta);
-    return result;
+/* A tuple of up to 5 parts, the first NULL ends it.  Takes over the references, also on failure. */
+static PyObject *tuple_of(PyObject *parts[5]) {
+    Py_ssize_t n = 0;
+    while (n < 5 && parts[n] != NULL) n++;
+    PyObject *tuple = PyTuple_New(n);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (tuple == NULL) Py_DECREF(parts[i]);
+        else PyTuple_SetItem(tuple, i, parts[i]);
+    }
+    return tuple;
 }
 
-/* Delivers a peeked record that lies in a block, and releases it.  Arrays keep the block, the rest is copied
- * out: msgpack, pickle and bytes become objects of their own anyway. */
-static int take_block(shmq_queue *q, const struct shmq_record *r, const struct shmq_spsc_side *before) {
+/* `data` is what `payload` holds.  An envelope whose sizes do not fit goes up as (codec, payload): an error. */
+static PyObject *labelled(uint16_t codec, PyObject *payload, PyObject *meta, const uint8_t *data,
+                          uint64_t bytes) {
+    PyObject *parts[5] = {PyLong_FromLong(codec), payload, meta, NULL, NULL};
+    uint32_t sizes[2];
+    if (parts[0] == NULL || payload == NULL) {
+        Py_XDECREF(parts[0]);
+        Py_XDECREF(payload);
+        Py_XDECREF(meta);
+        return NULL;
+    }
+    if (codec == SHMQ_ENVELOPE) {
+        Py_XDECREF(meta);
+        parts[2] = NULL;
+        if (bytes >= sizeof sizes) memcpy(sizes, data, sizeof sizes);
+        uint64_t at = bytes >= sizeof sizes ? sizeof sizes + (uint64_t)sizes[0] + sizes[1] : UINT64_MAX;
+        if (at <= bytes) {
+            const char *table = (const char *)data + sizeof sizes;
+            parts[2] = PyBytes_FromStringAndSize(table, (Py_ssize_t)sizes[0]);
+            parts[3] = PyBytes_FromStringAndSize(table + sizes[0], (Py_ssize_t)sizes[1]);
+            parts[4] = PyLong_FromUnsignedLongLong(aligned(at));
+        }
+    }
+    return tuple_of(parts);
+}
+
+/* A peeked record that lies in a block, taken.  Arrays keep the block, the rest is copied out: msgpack, pickle
+ * and bytes become objects of their own anyway.  NULL and *status where it could not be taken: it is still
+ * the next one then, so nothing is lost for want of memory. */
+static PyObject *take_block(shmq_queue *q, const struct shmq_record *r,
+                            const struct shmq_spsc_side *before, int *status) {
     const struct shmq_block_header *h;
     shmq_block *b;
-    int status = shmq_try_lease(q, r, &b, &h);
-    if (status != SHMQ_OK) {
+    if ((*status = shmq_try_lease(q, r, &b, &h)) != SHMQ_OK) {
         q->get.spsc = *before;
-        return status;
+        return NULL;
     }
     int is_array = r->codec == SHMQ_TENSOR || r->codec == SHMQ_ENVELOPE;
     uint32_t meta_bytes = h->meta_bytes <= SHMQ_META_BYTES ? h->meta_bytes : 0;
     uint64_t bytes = b->bytes;
-    PyObject *object = NULL;
     PyObject *meta = PyBytes_FromStringAndSize((const char *)h->meta, (Py_ssize_t)meta_bytes);
-    PyObject *payload = is_array ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
-    /* No message is lost for want of memory: the block goes back in flight. */
-    if (meta == NULL || (!is_array && payload == NULL)) {
+    PyObject *payload = is_array ? lease_new(b) : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
+    if (meta == NULL || payload == NULL) {
+        *status = SHMQ_OUT_OF_SPACE;
         PyErr_Clear();
+        q->get.spsc = *before;
+        if (is_array && payload != NULL) ((struct lease *)payload)->block = NULL;
+        shmq_unlease(b, r);
         Py_XDECREF(meta);
         Py_XDECREF(payload);
-        shmq_unlease(b, r);
-        q->get.spsc = *before;
-        return SHMQ_OUT_OF_SPACE;
+        return NULL;
     }
     shmq_taken(q, 1, bytes);
-    if (is_array) {
-        payload = lease_new(b);
-    } else {
+    if (!is_array) {
         copy(PyBytes_AsString(payload), b->data, bytes);
         shmq_block_release(b);
+        b = NULL;
     }
     if (r->codec == SHMQ_RAW) {
-        object = payload;
         Py_DECREF(meta);
-    } else {
-        object = labelled(r->codec, payload, meta, 1);
+        return payload;
     }
-    return append((PyObject *)q->box, object);
+    PyObject *object = labelled(r->codec, payload, meta, is_array ? b->data : NULL, bytes);
+    if (object == NULL) *status = SHMQ_OUT_OF_SPACE; /* taken, and no memory left to say so */
+    return object;
 }
 
 static PyObject *from_record(const struct shmq_record *r) {
-    if (SHMQ_LIKELY(r->codec == SHMQ_RAW))
-        return PyBytes_FromStringAndSize((const char *)r->payload, (Py_ssize_t)r->bytes);
-    return labelled(r->codec, PyByteArray_FromStringAndSize((const char *)r->payload, (Py_ssize_t)r->bytes),
-                    NULL, 0);
+    const char *payload = (const char *)r->payload;
+    if (SHMQ_LIKELY(r->codec == SHMQ_RAW)) return PyBytes_FromStringAndSize(payload, (Py_ssize_t)r->bytes);
+    return labelled(r->codec, PyByteArray_FromStringAndSize(payload, (Py_ssize_t)r->bytes), NULL, r->payload,
+                    r->bytes);
 }
 
-/* Takes the next message into the box.  1: done; else -status.  Never sleeps; `spin`: may look for about a
- * microsecond. */
-static int take(shmq_queue *q, int spin) {
+/* The next message, or NULL and *status. */
+static PyObject *take(shmq_queue *q, int spin, int *status) {
     struct shmq_record r;
-    int status = shmq_get_begin(q);
-    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return -status;
+    if (SHMQ_UNLIKELY((*status = shmq_get_begin(q)) != SHMQ_OK)) return NULL;
     struct shmq_spsc_side before = q->get.spsc;
-    status = shmq_try_next(q, &r);
-    if (status == SHMQ_EMPTY && spin && shmq_spin_get(q)) status = shmq_try_next(q, &r);
-    if (status != SHMQ_OK) return -status;
-    if (SHMQ_UNLIKELY((r.flags & SHMQ_RECORD_BLOCK) != 0)) {
-        status = take_block(q, &r, &before);
-        return status == SHMQ_OK ? 1 : -status;
-    }
-    status = append((PyObject *)q->box, from_record(&r));
-    if (SHMQ_UNLIKELY(status != SHMQ_OK)) {
+    *status = shmq_try_next(q, &r);
+    if (*status == SHMQ_EMPTY && spin && shmq_spin_get(q)) *status = shmq_try_next(q, &r);
+    if (*status != SHMQ_OK) return NULL;
+    if (SHMQ_UNLIKELY((r.flags & SHMQ_RECORD_BLOCK) != 0)) return take_block(q, &r, &before, status);
+    PyObject *object = from_record(&r);
+    if (SHMQ_UNLIKELY(object == NULL)) {
+        PyErr_Clear();
         q->get.spsc = before;
-        return -status;
+        *status = SHMQ_OUT_OF_SPACE;
+        return NULL;
     }
     shmq_taken(q, 1, r.bytes);
-    return 1;
+    return object;
 }
 
-static int py_take(shmq_queue *q) { return take(q, 1); }
-static int py_try_take(shmq_queue *q) { return take(q, 0); }
-
-/* Takes up to `max` messages into the box, the in-line ones of a run released by one store.  Returns how many,
- * or -status if none.  A block's record must be at the head while it is leased (recover.c), so what came
- * before it is released first. */
-static Py_ssize_t py_take_many(shmq_queue *q, Py_ssize_t max) {
+/* Up to `max` messages, appended to `list`; the in-line ones of a run are released by one store.  A block's record
+ * must be at the head while it is leased (recover.c), so what came before it is released first. */
+static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
     Py_ssize_t done = 0, run = 0;
     uint64_t bytes = 0;
-    int status = shmq_get_begin(q);
-    while (status == SHMQ_OK && done + run < max) {
+    *status = shmq_get_begin(q);
+    while (*status == SHMQ_OK && done + run < max) {
         struct shmq_spsc_side before = q->get.spsc;
         struct shmq_record r;
-        status = shmq_try_next(q, &r);
-        if (status != SHMQ_OK) break;
+        if ((*status = shmq_try_next(q, &r)) != SHMQ_OK) break;
+        *mixed |= r.codec != SHMQ_RAW;
         if ((r.flags & SHMQ_RECORD_BLOCK) != 0) {
-            if (run > 0) {
-                q->get.spsc = before;
-                shmq_taken(q, (uint64_t)run, bytes);
-                done += run;
-                run = 0;
-                bytes = 0;
-                continue;
-            }
-            status = take_block(q, &r, &before);
-            if (status == SHMQ_OK) done += 1;
-        } else if ((status = append((PyObject *)q->box, from_record(&r))) == SHMQ_OK) {
+            q->get.spsc = before;
+            if (run > 0) shmq_taken(q, (uint64_t)run, bytes);
+            done += run;
+            run = 0;
+            bytes = 0;
+            PyObject *object = take(q, 0, status);
+            if (object != NULL && (*status = append(list, object)) == SHMQ_OK) done += 1;
+        } else if ((*status = append(list, from_record(&r))) == SHMQ_OK) {
             bytes += r.bytes;
             run += 1;
         } else {
@@ -400,8 +508,77 @@ static Py_ssize_t py_take_many(shmq_queue *q, Py_ssize_t max) {
         }
     }
     if (run > 0) shmq_taken(q, (uint64_t)run, bytes);
-    done += run;
-    return done == 0 ? -(Py_ssize_t)status : done;
+    return done + run;
+}
+
+/* ---- the hot three, as built-in functions bound to a handle ---- */
+
+static void *ndarray_type; /* numpy.ndarray; set by py_bind */
+
+static shmq_queue *bound_to(PyObject *self) { return PyCapsule_GetPointer(self, NULL); }
+
+static PyObject *fast_put(PyObject *self, PyObject *obj) {
+    shmq_queue *q = bound_to(self);
+    int status = PY_ENCODE;
+    if (PyBytes_CheckExact(obj))
+        status = put_payload(q, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
+                             q->ring.inline_bytes);
+    else if ((void *)Py_TYPE(obj) == ndarray_type)
+        status = put_array(q, obj);
+    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return PyLong_FromLong(status);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyObject *fast_take(PyObject *self, PyObject *Py_UNUSED(none)) {
+    int status;
+    /* Serve a signal before a message is taken: behind the call its exception would drop it. */
+    if (SHMQ_UNLIKELY(PyErr_CheckSignals() != 0)) return NULL;
+    PyObject *object = take(bound_to(self), 1, &status);
+    return object != NULL ? object : PyLong_FromLong(status);
+}
+
+static PyObject *fast_try_take(PyObject *self, PyObject *Py_UNUSED(none)) {
+    int status;
+    if (SHMQ_UNLIKELY(PyErr_CheckSignals() != 0)) return NULL;
+    PyObject *object = take(bound_to(self), 0, &status);
+    return object != NULL ? object : PyLong_FromLong(status);
+}
+
+static PyObject *fast_take_many(PyObject *self, PyObject *max) {
+    int status, mixed = 0;
+    Py_ssize_t n = PyLong_AsSsize_t(max);
+    if ((n == -1 && PyErr_Occurred() != NULL) || PyErr_CheckSignals() != 0) return NULL;
+    PyObject *list = PyList_New(0);
+    if (list == NULL || take_run(bound_to(self), list, n, &status, &mixed) > 0) {
+        if (list == NULL || !mixed) return list;
+        PyObject *wrapped = PyTuple_Pack(1, list);
+        Py_DECREF(list);
+        return wrapped;
+    }
+    Py_DECREF(list);
+    return PyLong_FromLong(status);
+}
+
+static void unbind(PyObject *capsule) { shmq_release_struct(PyCapsule_GetPointer(capsule, NULL)); }
+
+/* Appends put, take, try_take and take_many, bound to q, to `list`.  They keep the struct q alive, not the
+ * handle open.  The name helps to find the object again after someone closed our descriptor. */
+static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name) {
+    static PyMethodDef methods[] = {{"put", fast_put, METH_O, NULL},
+                                    {"take", fast_take, METH_NOARGS, NULL},
+                                    {"try_take", fast_try_take, METH_NOARGS, NULL},
+                                    {"take_many", fast_take_many, METH_O, NULL}};
+    ndarray_type = (void *)ndarray;
+    strncpy(q->segment.name, name, sizeof q->segment.name - 1);
+    PyObject *capsule = PyCapsule_New(q, NULL, unbind);
+    if (capsule == NULL) return SHMQ_OUT_OF_SPACE;
+    shmq_hold_struct(q);
+    int status = SHMQ_OK;
+    for (int i = 0; i < 4 && status == SHMQ_OK; i++)
+        status = append((PyObject *)list, PyCFunction_New(&methods[i], capsule));
+    Py_DECREF(capsule);
+    return status;
 }
 
 static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {

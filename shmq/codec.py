@@ -6,13 +6,14 @@
     envelope   the same with arrays anywhere inside   msgpack + table + the arrays, each 64-byte aligned
     pickle     anything else                          sender and receiver must both have asked for it
 
-An envelope is ``u32 table bytes | u32 body bytes | table | body | pad to 64 | array | pad to 64 | array ...``;
+An envelope is ``u32 table bytes | u32 body bytes | table | body | pad to 64 | array | pad to 64 | ...``;
 in the body an array is the msgpack extension ``EXT_ARRAY`` with its index.
 """
 
 import pickle
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,6 +33,10 @@ NAMES = {
     lib.SHMQ_PICKLE: "pickle",
 }
 
+Found = tuple[NdArray, int, int]
+"""An array, its dtype number (or ``LATER``: not looked up yet), its tensor flags."""
+LATER = -1
+
 Send = Callable[..., int]
 Encoded = tuple[Send, tuple[Any, ...], int, Any]
 """A C call, its arguments behind the handle, the payload's bytes, and what must stay alive meanwhile."""
@@ -44,7 +49,7 @@ def _align(n: int) -> int:
 def encode(obj: Any, allow_pickle: bool) -> Encoded:
     """How to put ``obj``.  Raises ``Unencodable``.  Copies no array."""
     if isinstance(obj, bytes):
-        return lib.py_put, (obj, len(obj)), len(obj), None
+        return lib.py_put_as, (lib.SHMQ_RAW, obj, len(obj)), len(obj), None
     if isinstance(obj, (bytearray, memoryview)):
         return _encode_buffer(obj)
     if not isinstance(obj, (str, int, float, list, dict, tuple, type(None))) or isinstance(obj, np.generic):
@@ -71,7 +76,7 @@ def _encode_buffer(obj: bytearray | memoryview) -> Encoded:
 
 def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
     if number == tensor.DESCRIBED or array.ndim > tensor.MAX_META_DIMS:
-        return _encode_envelope(_extension(0), [(array, number, flags)])
+        return _encode_envelope(msgspec.msgpack.encode(_extension(0)), [(array, number, flags)])
     order = tensor.order_of(array)
     meta = tensor.pack_meta(number, order or "C", array.shape, flags)
     if not order:
@@ -81,34 +86,54 @@ def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
     return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), array.nbytes + len(meta), array
 
 
-def _extension(index: int) -> bytes:
-    return msgspec.msgpack.encode(msgspec.msgpack.Ext(EXT_ARRAY, index.to_bytes(4, "little")))
+@lru_cache(maxsize=1024)
+def _extension(index: int) -> msgspec.msgpack.Ext:
+    """What stands for an array in the body."""
+    return msgspec.msgpack.Ext(EXT_ARRAY, index.to_bytes(4, "little"))
 
 
 def _encode_message(obj: Any) -> Encoded:
-    found: list[tuple[NdArray, int, int]] = []
+    found: list[Found] = []
 
     def hook(part: Any) -> Any:
-        array = tensor.as_array(part)
-        if array is None:
+        if type(part) is np.ndarray:
+            found.append((part, LATER, 0))
+        elif (array := tensor.as_array(part)) is not None:
+            found.append(array)
+        else:
             raise errors.Unencodable(
                 f"cannot encode {type(part).__name__} inside a message: use numbers, str, bytes, list, dict, "
                 "dataclass, msgspec.Struct and arrays; or open sender and receiver with allow_pickle=True"
             )
-        found.append(array)
-        return msgspec.msgpack.Ext(EXT_ARRAY, (len(found) - 1).to_bytes(4, "little"))
+        return _extension(len(found) - 1)
 
     body = msgspec.msgpack.encode(obj, enc_hook=hook)
     if not found:
         return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), len(body), None
-    return _encode_envelope(body, found)
+    size = _align(HEAD.size + tensor.META.size * len(found) + len(body))
+    return _send_envelope, (body, found), size + sum(_align(a.nbytes) for a, _, _ in found), None
 
 
-def _encode_envelope(body: bytes, found: list[tuple[NdArray, int, int]]) -> Encoded:
+def _send_envelope(c: Any, body: bytes, found: list[Found]) -> int:
+    """The C side makes the table where every array is plain."""
+    arrays = [array for array, _, flags in found if flags == 0]
+    if len(arrays) == len(found):
+        status: int = lib.py_put_envelope(c, body, len(body), id(arrays))
+        if status != lib.PY_ENCODE:
+            return status
+    send, args, _, keep = _encode_envelope(body, found)
+    status = send(c, *args)
+    del keep  # alive until here: the C side reads it
+    return status
+
+
+def _encode_envelope(body: bytes, found: list[Found]) -> Encoded:
     table = b""
     arrays = []
     dense = True
     for array, number, flags in found:
+        if number == LATER:
+            number = tensor.dtype_number(array.dtype)
         order = tensor.order_of(array)
         table += tensor.pack_entry(array, number, order or "C", flags)
         if order and array.dtype.kind in "VMm":  # no buffer protocol for these
@@ -118,7 +143,7 @@ def _encode_envelope(body: bytes, found: list[tuple[NdArray, int, int]]) -> Enco
     head = HEAD.pack(len(table), len(body)) + table + body
     size = _align(len(head)) + sum(_align(a.nbytes) for a in arrays)
     if dense:
-        return lib.py_put_envelope, (head, len(head), id(arrays)), size, arrays
+        return lib.py_put_described, (head, len(head), id(arrays)), size, arrays
     return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), size, None
 
 
@@ -142,7 +167,7 @@ def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray])
 
 
 def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool) -> Any:
-    """The object of what the C side delivered (see ``_glue.h``).
+    """The object of a message as the C side delivers it (see ``_glue.h``).
 
     Raises ``DecodeError``, which carries the payload: a message that cannot be decoded is not lost."""
     if type(item) is bytes:
@@ -154,7 +179,7 @@ def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool)
         elif codec == lib.SHMQ_MSGPACK:
             return _unpack(payload, kind, None)
         elif codec == lib.SHMQ_ENVELOPE:
-            return _decode_envelope(payload, arrays, kind, copy)
+            return _decode_envelope(item, arrays, kind, copy)
         elif codec == lib.SHMQ_PICKLE:
             return _decode_pickle(payload, allow_pickle)
         else:
@@ -163,8 +188,8 @@ def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool)
         raise
     except (ValueError, TypeError, OverflowError, MemoryError, RecursionError, ImportError) as e:
         raise errors.DecodeError(
-            f"a {NAMES.get(codec, 'message')} message of {memoryview(payload).nbytes} bytes cannot be decoded "
-            f"({e}); its bytes are in this error's .payload",
+            f"a {NAMES.get(codec, 'message')} message of {memoryview(payload).nbytes} bytes cannot be "
+            f"decoded ({e}); its bytes are in this error's .payload",
             bytes(payload),
             codec,
         ) from e
@@ -183,21 +208,17 @@ def _decode_tensor(item: Any, arrays: Arrays) -> Any:
     return tensor.build(spec, payload, tensor.META.size, arrays)
 
 
-def _decode_envelope(payload: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:
-    view = memoryview(payload)
-    if len(view) < HEAD.size:
-        raise ValueError("an envelope without a head")
-    table_bytes, body_bytes = HEAD.unpack_from(view)
-    body_at = HEAD.size + table_bytes
-    at = body_at + body_bytes
-    if at > len(view):
+def _decode_envelope(item: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:
+    if len(item) != 5:
         raise ValueError("an envelope whose head is longer than itself")
-    built = []
-    for spec in tensor.unpack_table(bytes(view[HEAD.size : body_at])):
-        at = _align(at)
-        array = tensor.build(spec, payload, at, arrays)
+    _, payload, table, body, start = item
+    built: list[Any] = []
+    for spec, offset in tensor.unpack_table(table):
+        if spec.plain and arrays != "torch":
+            array: Any = np.ndarray(spec.shape, spec.dtype, payload, start + offset, None, spec.order)
+        else:
+            array = tensor.build(spec, payload, start + offset, arrays)
         built.append(detach(array) if copy else array)
-        at += spec.nbytes
 
     def ext_hook(code: int, data: memoryview) -> Any:
         if code != EXT_ARRAY:
@@ -207,7 +228,7 @@ def _decode_envelope(payload: Any, arrays: Arrays, kind: Any, copy: bool) -> Any
             raise ValueError(f"array {index} of {len(built)}")
         return built[index]
 
-    return _unpack(view[body_at : body_at + body_bytes], kind, ext_hook)
+    return _unpack(body, kind, ext_hook)
 
 
 def _as_is(kind: type, value: Any) -> Any:

@@ -7,7 +7,8 @@ library's, so code written for ``queue.Queue`` catches them.
 import errno
 import os
 import queue
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from ._core import ffi, lib
 
@@ -36,14 +37,12 @@ class Closed(ShmqError, ValueError):
     """This handle was closed.  Open a new one."""
 
 
-if hasattr(queue, "ShutDown"):  # Python 3.13
+# queue.ShutDown came with Python 3.13.
+_QueueShutDown: type[Exception] = getattr(queue, "ShutDown", Exception)
 
-    class ShutDown(ShmqError, queue.ShutDown):
-        """The queue was shut down: puts are refused, gets end when it is drained."""
-else:
 
-    class ShutDown(ShmqError):  # type: ignore[no-redef]
-        """The queue was shut down: puts are refused, gets end when it is drained."""
+class ShutDown(ShmqError, _QueueShutDown):  # type: ignore[valid-type, misc]
+    """The queue was shut down: puts are refused, gets end when it is drained."""
 
 
 class RoleTaken(ShmqError):
@@ -107,7 +106,11 @@ class Unencodable(ShmqError, TypeError):
 
 
 class DecodeError(ShmqError, ValueError):
-    """A message arrived that cannot be decoded.  Nothing is lost: ``payload`` holds its bytes."""
+    """A message arrived that cannot be decoded.  Nothing is lost: ``payload`` holds its bytes.
+
+    After ``get_many``, ``others`` holds the rest of the batch in order, decoded, or errors like this one."""
+
+    others: Sequence[Any] = ()
 
     def __init__(self, text: str, payload: bytes = b"", codec: int = -1) -> None:
         super().__init__(text)
@@ -123,7 +126,10 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
     lib.SHMQ_FULL: (Full, "the ring is full"),
     lib.SHMQ_ARENA_FULL: (ArenaFull, "the arena has no free run of pages that is long enough"),
     lib.SHMQ_EMPTY: (Empty, "no message"),
-    lib.SHMQ_TOO_LARGE: (MessageTooLarge, "the message can never fit; create the queue with a larger arena_bytes"),
+    lib.SHMQ_TOO_LARGE: (
+        MessageTooLarge,
+        "the message can never fit; create the queue with a larger arena_bytes",
+    ),
     lib.SHMQ_CLOSED: (Closed, "this handle is closed; open a new one"),
     lib.SHMQ_SHUT_DOWN: (ShutDown, "the queue was shut down"),
     lib.SHMQ_ROLE_TAKEN: (
@@ -177,6 +183,6 @@ def raise_status(status: int, name: str, detail: str = "") -> NoReturn:
     kind, text = _BY_STATUS.get(status, (ShmqError, f"unknown status {status}"))
     message = f"queue {name!r}: {detail or text}"
     if issubclass(kind, OSError):
-        code = {OutOfSpace: errno.ENOSPC, WrongOwner: errno.EACCES}.get(kind, errno.EAGAIN)  # type: ignore[call-overload]
+        code = {OutOfSpace: errno.ENOSPC, WrongOwner: errno.EACCES}.get(kind, errno.EAGAIN)
         raise kind(code, message)
     raise kind(message)

@@ -1,7 +1,8 @@
 """How much memory a new segment may take, and what limits it.
 
-Shared memory has three limits and only one of them answers with an error: going over the memory cgroup's
-limit, or over what the machine has left, is a SIGKILL to someone.  So they are asked before a segment is made.
+Shared memory has three limits and only one of them answers with an error: going over the memory
+cgroup's limit, or over what the machine has left, is a SIGKILL to someone.  So they are asked before a
+segment is made.
 """
 
 import os

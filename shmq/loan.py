@@ -20,7 +20,12 @@ class Loan:
     what views were taken of it before must not be written any more)."""
 
     def __init__(
-        self, queue: "Queue", shape: int | tuple[int, ...], dtype: Any, order: Literal["C", "F"], deadline: int
+        self,
+        queue: "Queue",
+        shape: int | tuple[int, ...],
+        dtype: Any,
+        order: Literal["C", "F"],
+        deadline: int,
     ) -> None:
         storage, number = tensor.parse_dtype(dtype)
         self.shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
@@ -107,5 +112,3 @@ class Loan:
                 self.publish()
         finally:
             self.discard()
-
-

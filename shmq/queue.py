@@ -1,11 +1,10 @@
 """``Queue``: a thin handle over one C pointer, with ``queue.Queue``'s verbs.
 
-A put is ``encode -> one C call``; a get is ``one C call -> decode``.  Only what did not go through at once takes
-the slow path: try, wait in slices of at most 100 ms so that Python runs its signal handlers, try again.
+A put is ``encode -> one C call``; a get is ``one C call -> decode``.  Only what did not go through at once
+takes the slow path: try, wait in slices of at most 100 ms so that Python runs its signal handlers, try again.
 
-Threads may share a handle: each C call is atomic under the GIL and waits release it.  What a call delivers
-lies in ``_box`` until it is popped; it stays there if a signal handler raises in between, and the next get
-hands it out.
+Threads may share a handle: each C call is atomic under the GIL and waits release it.  Signals are served
+before a message is taken, so a handler that raises (KeyboardInterrupt) leaves it in the queue.
 """
 
 import atexit
@@ -14,22 +13,21 @@ import secrets
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
+
+import numpy as np
 
 from . import codec, errors, segment, stats
 from ._core import ffi, lib
 from .loan import Loan
+from .stats import Peer, QueueStats
 from .tensor import Arrays
 
 SLICE_NS = 100_000_000
 CURSOR_START = 0
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
-
-# The fast paths' globals: one dictionary look-up instead of two.
-_put = lib.py_put
-_take = lib.py_take
-_try_take = lib.py_try_take
 
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
 
@@ -51,8 +49,8 @@ def slice_end_ns(deadline: int) -> int:
 class Queue:
     """A FIFO queue in shared memory, opened or created.
 
-    ``name``: 1 to 200 characters of ``A-Z a-z 0-9 . _ -``; None makes an anonymous queue, which other processes
-    reach through a pickled handle and whose name goes when its creator closes it or ends.
+    ``name``: 1 to 200 characters of ``A-Z a-z 0-9 . _ -``; None makes an anonymous queue, which other
+    processes reach through a pickled handle and whose name goes when its creator closes it or ends.
     ``kind``: "spsc", one producer and one consumer at a time.  The first put of a handle claims the
     producer's role, the first get the consumer's; ``RoleTaken`` while another live handle has it.
 
@@ -66,13 +64,24 @@ class Queue:
     ``arrays`` is "auto" (as sent: numpy or torch), "numpy" or "torch"; ``type`` is what msgpack messages are
     decoded into (a dataclass, ``msgspec.Struct``, ...; see msgspec).
 
-    Threads may share a handle.  Processes may not: pickle it (spawn, forkserver), or use it in a forked child,
-    where it attaches anew on first use.
+    Threads may share a handle.  Processes may not: pickle it (spawn, forkserver), or use it in a forked
+    child, where it attaches anew on first use.
     """
 
     __slots__ = (
-        "__weakref__", "_anonymous", "_box", "_c", "_identity", "_options", "_pop", "_uuid", "name",
-    )  # fmt: skip
+        "__weakref__",
+        "_anonymous",
+        "_c",
+        "_identity",
+        "_inline_bytes",
+        "_options",
+        "_put",
+        "_take",
+        "_take_many",
+        "_try_take",
+        "_uuid",
+        "name",
+    )
 
     _c: Any
     name: str
@@ -105,7 +114,9 @@ class Queue:
                 return self._create(name, params, options)
             except errors.NameTaken:  # made by another process meanwhile
                 pass
-        raise errors.NotReady(f"queue {name!r}: others create and remove it all the time; agree on one creator")
+        raise errors.NotReady(
+            f"queue {name!r}: others create and remove it all the time; agree on one creator"
+        )
 
     @classmethod
     def create(
@@ -154,16 +165,20 @@ class Queue:
         handle, identity = segment.attach(name, timeout)
         self._bind(name, handle, identity, options)
 
-    def _bind(self, name: str, handle: Any, identity: segment.Identity, options: tuple[bool, Arrays, Any]) -> None:
+    def _bind(
+        self, name: str, handle: Any, identity: segment.Identity, options: tuple[bool, Arrays, Any]
+    ) -> None:
         self.name = name
         self._c = handle
         self._identity = identity
         self._options = options
         self._anonymous = 0
-        self._box: list[Any] = []
-        self._pop = self._box.pop
-        lib.py_bind(handle, id(self._box), segment.check_name(name).encode())
-        self._uuid = stats.read(handle, name).uuid
+        bound: list[Any] = []
+        if lib.py_bind(handle, id(bound), id(np.ndarray), segment.check_name(name).encode()):
+            raise MemoryError
+        self._put, self._take, self._try_take, self._take_many = bound
+        found = stats.read(handle, name)
+        self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
         _open_handles.add(self)
 
     # ---- messages ----
@@ -178,29 +193,23 @@ class Queue:
 
         Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
         ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
-        if type(obj) is bytes:
-            status = _put(self._c, obj, len(obj))
-            if not status:
-                return
-            send, args, size, keep = _put, (obj, len(obj)), len(obj), None
-        else:
-            send, args, size, keep = codec.encode(obj, self._options[0])
-            status = send(self._c, *args)
-            if not status:
-                return
-        self._put_slow(send, args, size, status, block, timeout)
-        del keep  # alive until here: the C side reads it
+        status = self._put(obj)
+        if status is not None:
+            self._put_slow(obj, status, block, timeout)
 
-    def _put_slow(
-        self, send: Any, args: tuple[Any, ...], size: int, status: int, block: bool, timeout: float | None
-    ) -> None:
+    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None) -> None:
+        """Whatever is not bytes or a plain array, and whatever did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
+        send, args, size, keep = codec.encode(obj, self._options[0])
+        if status == lib.PY_ENCODE:
+            status = send(self._c, *args)
         while status:
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
                 self._wait_put(status, size, deadline)
             else:
                 self._recover_or_raise(status, size)
             status = send(self._c, *args)
+        del keep  # alive until here: the C side reads it
 
     def _wait_put(self, status: int, size: int, deadline: int) -> None:
         """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
@@ -208,8 +217,7 @@ class Queue:
             self._raise_full(status, size, waited=deadline > 0)
         c = self._c
         if status == lib.SHMQ_FULL:
-            record = min(size, stats.read(c, self.name).inline_bytes)
-            lib.py_wait_put(c, record, 0, slice_end_ns(deadline))
+            lib.py_wait_put(c, min(size, self._inline_bytes), 0, slice_end_ns(deadline))
         else:
             lib.py_wait_put(c, 8, size, slice_end_ns(deadline))
 
@@ -223,36 +231,30 @@ class Queue:
     def get(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Any:
         """Takes the next message; waits for one up to ``timeout`` seconds (None: for ever) if ``block``.
 
-        Arrays come back as writable views of shared memory: no copy, and the memory returns to the arena when the
-        last view dies (``copy=True`` detaches them).  The arrays of one message share one block.
+        Arrays come back as writable views of shared memory: no copy, and the memory returns to the arena when
+        the last view dies (``copy=True`` detaches them).  The arrays of one message share one block.
 
         Raises ``Empty``, ``DecodeError`` (the message's bytes are in its ``.payload``), ``RoleTaken``,
         ``ShutDown``, ``Closed``, ``Corrupt``."""
-        status = _take(self._c) if block else _try_take(self._c)
-        if status > 0:
-            try:
-                item = self._pop(0)
-            except IndexError:  # another thread of ours was quicker
-                return self._get_slow(-lib.SHMQ_EMPTY, block, timeout, copy)
-            if type(item) is bytes:
-                return item
-            return self._decode(item, copy)
-        return self._get_slow(status, block, timeout, copy)
+        item = self._take() if block else self._try_take()
+        if type(item) is bytes:
+            return item
+        if type(item) is int:
+            item = self._await_message(item, self._try_take, deadline_ns(timeout) if block else 0)
+        return self._decode(item, copy)
 
-    def _get_slow(self, status: int, block: bool, timeout: float | None, copy: bool) -> Any:
-        self._await_message(status, deadline_ns(timeout) if block else 0)
-        return self._decode(self._pop(0), copy)
-
-    def _await_message(self, status: int, deadline: int) -> None:
-        """Returns once the box holds a message."""
-        while not self._box:
-            if status == -lib.SHMQ_EMPTY:
+    def _await_message(self, status: int, take: Callable[[], Any], deadline: int) -> Any:
+        """What ``take`` returns once it is not a status."""
+        item: Any = status
+        while type(item) is int:
+            if item == lib.SHMQ_EMPTY:
                 if time.monotonic_ns() >= deadline:
                     errors.raise_status(lib.SHMQ_EMPTY, self.name)
                 lib.py_wait_get(self._c, slice_end_ns(deadline))
-            elif status < 0:
-                self._recover_or_raise(-status, 0)
-            status = _try_take(self._c)
+            else:
+                self._recover_or_raise(item, 0)
+            item = take()
+        return item
 
     def _decode(self, item: Any, copy: bool) -> Any:
         allow_pickle, arrays, kind = self._options
@@ -292,32 +294,25 @@ class Queue:
     def get_many(self, max_items: int, timeout: float | None = None, copy: bool = False) -> list[Any]:
         """Takes 1 to ``max_items`` messages; waits up to ``timeout`` seconds for the first only.
 
-        Raises like ``get``.  A ``DecodeError`` ends the list early: the messages before it are returned,
-        it and those behind it come with the next call."""
+        Raises like ``get``.  A ``DecodeError`` has the rest of the batch in ``.others``: nothing is lost."""
         if max_items < 1:
             raise ValueError(f"'max_items' must be at least 1, not {max_items}")
-        box = self._box
-        room = max_items - len(box)
-        status = lib.py_take_many(self._c, room) if room > 0 else 1
-        if status <= 0:
-            self._await_message(status, deadline_ns(timeout))
-        if set(map(type, box)) == {bytes} and len(box) <= max_items:
-            items = box[:]
-            del box[: len(items)]
-            return items
-        return self._decode_many(max_items, copy)
+        items = self._take_many(max_items)
+        if type(items) is int:
+            items = self._await_message(items, lambda: self._take_many(max_items), deadline_ns(timeout))
+        return items if type(items) is list else self._decode_many(items[0], copy)
 
-    def _decode_many(self, max_items: int, copy: bool) -> list[Any]:
-        items: list[Any] = []
-        while len(items) < max_items and self._box:
-            item = self._pop(0)
+    def _decode_many(self, items: list[Any], copy: bool) -> list[Any]:
+        failed: errors.DecodeError | None = None
+        for i, item in enumerate(items):
             try:
-                items.append(self._decode(item, copy))
-            except errors.DecodeError:
-                if not items:
-                    raise
-                self._box.insert(0, item)
-                break
+                items[i] = self._decode(item, copy)
+            except errors.DecodeError as e:
+                items[i] = e
+                failed = failed or e
+        if failed is not None:
+            failed.others = [item for item in items if item is not failed]
+            raise failed
         return items
 
     def loan(
@@ -345,13 +340,11 @@ class Queue:
         s = self.stats()
         return s.ring_bytes - s.ring_used_bytes < s.inline_bytes + 8
 
-    def stats(self) -> "stats.QueueStats":
+    def stats(self) -> QueueStats:
         """A snapshot of counters, ring and arena."""
-        found = self._read(stats.read)
-        found.qsize += len(self._box)
-        return found
+        return self._read(stats.read)  # type: ignore[no-any-return]
 
-    def peers(self) -> "list[stats.Peer]":
+    def peers(self) -> list[Peer]:
         """Every handle that is attached, this one included, with what it holds."""
         return self._read(stats.read_peers)  # type: ignore[no-any-return]
 
@@ -396,7 +389,9 @@ class Queue:
         Views that were inherited show the parent's memory and do not keep it from being reused."""
         handle, identity = segment.attach(self.name, 5.0)
         if identity != self._identity:
-            raise errors.StaleHandle(f"queue {self.name!r}: the name belongs to another segment now; open it anew")
+            raise errors.StaleHandle(
+                f"queue {self.name!r}: the name belongs to another segment now; open it anew"
+            )
         self._bind(self.name, handle, identity, self._options)
 
     def _recover_or_raise(self, status: int, size: int) -> None:
@@ -445,7 +440,9 @@ def _params(kind: str, ring_bytes: int, arena_bytes: int, inline_bytes: int, max
     ring = max(4096, 1 << (ring_bytes - 1).bit_length())
     if inline_bytes > ring // 4:
         if inline_bytes != DEFAULTS["inline_bytes"]:
-            raise ValueError(f"inline_bytes={inline_bytes:,}: must be at most a quarter of ring_bytes={ring:,}")
+            raise ValueError(
+                f"inline_bytes={inline_bytes:,}: must be at most a quarter of ring_bytes={ring:,}"
+            )
         inline_bytes = ring // 4
     return ffi.new("shmq_params *", [ring, arena_bytes, CURSOR_START, inline_bytes, max_peers])
 

@@ -57,7 +57,9 @@ def _open(name: str, flags: int = 0) -> posix_ipc.SharedMemory:
     except OSError as e:
         if e.errno == errno.ELOOP:
             errors.raise_status(
-                lib.SHMQ_NOT_A_SEGMENT, name, "the name is a symbolic link, which shmq does not follow; remove it"
+                lib.SHMQ_NOT_A_SEGMENT,
+                name,
+                "the name is a symbolic link, which shmq does not follow; remove it",
             )
         if e.errno in (errno.EISDIR, errno.ENXIO):
             errors.raise_status(lib.SHMQ_NOT_A_SEGMENT, name)
@@ -198,7 +200,13 @@ def list_segments() -> list[SegmentInfo]:
         name = path.name.removeprefix(PREFIX)
         found.append(
             SegmentInfo(
-                name, str(path), st.st_size, st.st_uid, stat.S_IMODE(st.st_mode), st.st_mtime, _state(path, st)
+                name,
+                str(path),
+                st.st_size,
+                st.st_uid,
+                stat.S_IMODE(st.st_mode),
+                st.st_mtime,
+                _state(path, st),
             )
         )
     return found

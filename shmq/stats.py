@@ -172,8 +172,8 @@ def explain_arena_full(c: Any, name: str, size: int) -> str:
     held = "; ".join(f"{p} holds {p.held_bytes:,}" for p in holders[:3]) or "no peer holds any"
     return (
         f"no free run of pages for {size:,} bytes: {s.arena_free_bytes:,} of {s.arena_bytes:,} are free, "
-        f"{s.largest_free_bytes:,} in one run; {held}; the rest waits in the ring. Drop views sooner, get with "
-        "copy=True, or create the queue with a larger arena_bytes"
+        f"{s.largest_free_bytes:,} in one run; {held}; the rest waits in the ring. Drop views sooner, get "
+        "with copy=True, or create the queue with a larger arena_bytes"
     )
 
 

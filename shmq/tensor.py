@@ -1,7 +1,8 @@
 """Arrays as messages: the dtype table, headers, and numpy/torch arrays over shared memory.
 
-A tensor is a header (``struct shmq_tensor`` of ``csrc/shmq.h``) and dense data in C or Fortran order.  Nothing
-here copies: an outgoing array is described, and an incoming one is built over the buffer that owns its lease.
+A tensor is a header (``struct shmq_tensor`` of ``csrc/shmq.h``) and dense data in C or Fortran order.
+Nothing here copies: an outgoing array is described, and an incoming one is built over the buffer that owns
+its lease.
 
 Extension dtypes travel by name (bfloat16, the float8 family) and come back through ml_dtypes, or as torch
 tensors where the sender had one.  dtypes that have no number in the table (datetime64, strings, structured,
@@ -78,17 +79,21 @@ def dtype_number(dtype: np.dtype[Any]) -> int:
         return number
     if dtype.hasobject:
         raise errors.Unencodable(
-            f"arrays of dtype {dtype} hold Python objects, which have no place in shared memory; convert to a "
-            "fixed-size dtype, or send a list"
+            f"arrays of dtype {dtype} hold Python objects, which have no place in shared memory; convert to "
+            "a fixed-size dtype, or send a list"
         )
     if dtype.kind == "V" and dtype.type is not np.void:
         if dtype.name in _EXTENDED:
             return _EXTENDED[dtype.name]
-        raise errors.Unencodable(f"extension dtype {dtype} is not in shmq's table; view it as an integer dtype")
+        raise errors.Unencodable(
+            f"extension dtype {dtype} is not in shmq's table; view it as an integer dtype"
+        )
     try:
         _description(dtype)
     except ValueError as e:
-        raise errors.Unencodable(f"dtype {dtype} cannot be described: {e}; use fields in order, without overlap") from None
+        raise errors.Unencodable(
+            f"dtype {dtype} cannot be described: {e}; use fields in order, without overlap"
+        ) from None
     return DESCRIBED
 
 
@@ -124,8 +129,8 @@ def bytes_alias(array: NdArray) -> NdArray:
     return dense.reshape(-1).view(np.uint8)
 
 
-def order_of(array: NdArray) -> str:
-    """"C" or "F" for a dense array, "" for one that must be gathered."""
+def order_of(array: NdArray) -> Literal["C", "F", ""]:
+    """ "C" or "F" for a dense array, "" for one that must be gathered."""
     flags = array.flags
     return "C" if flags.c_contiguous else "F" if flags.f_contiguous else ""
 
@@ -140,9 +145,13 @@ def from_torch(tensor: Any) -> tuple[NdArray, int]:
     import torch
 
     if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise errors.Unencodable(f"torch tensors of layout {tensor.layout} do not travel; call to_dense() first")
+        raise errors.Unencodable(
+            f"torch tensors of layout {tensor.layout} do not travel; call to_dense() first"
+        )
     if tensor.device.type != "cpu":
-        raise errors.Unencodable(f"a tensor on {tensor.device} does not lie in shared memory; call .cpu() first")
+        raise errors.Unencodable(
+            f"a tensor on {tensor.device} does not lie in shared memory; call .cpu() first"
+        )
     tensor = tensor.detach().resolve_conj().resolve_neg()
     number = _EXTENDED.get(str(tensor.dtype).removeprefix("torch."), 0)
     if number:
@@ -172,7 +181,9 @@ def as_array(obj: Any) -> tuple[NdArray, int, int] | None:
         try:
             array = np.from_dlpack(obj)
         except (BufferError, RuntimeError, TypeError, ValueError) as e:
-            raise errors.Unencodable(f"DLPack exporter {type(obj).__name__}: {e}; it must lie in CPU memory") from e
+            raise errors.Unencodable(
+                f"DLPack exporter {type(obj).__name__}: {e}; it must lie in CPU memory"
+            ) from e
         return array, dtype_number(array.dtype), 0
     if hasattr(obj, "__array_interface__"):
         array = np.asarray(obj)
@@ -190,9 +201,11 @@ def pack_meta(number: int, order: str, shape: tuple[int, ...], flags: int) -> by
 class Spec:
     """What a received array looks like; made once per distinct header, so not per message."""
 
-    __slots__ = ("dtype", "flags", "nbytes", "number", "order", "shape")
+    __slots__ = ("dtype", "flags", "nbytes", "number", "order", "plain", "shape")
 
-    def __init__(self, number: int, order: int, shape: tuple[int, ...], flags: int, description: bytes) -> None:
+    def __init__(
+        self, number: int, order: int, shape: tuple[int, ...], flags: int, description: bytes
+    ) -> None:
         if order not in (67, 70):
             raise ValueError(f"order {order} is neither 'C' nor 'F'")
         if number == DESCRIBED:
@@ -207,6 +220,7 @@ class Spec:
         self.order: Literal["C", "F"] = "C" if order == 67 else "F"
         self.shape = shape
         self.flags = flags
+        self.plain = number not in _EXTENDED_BY_NUMBER and not flags
         self.nbytes = prod(shape) * self.dtype.itemsize
 
 
@@ -232,10 +246,10 @@ def pack_entry(array: NdArray, number: int, order: str, flags: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def unpack_table(table: bytes) -> tuple[Spec, ...]:
-    """Raises ValueError on garbage."""
+def unpack_table(table: bytes) -> tuple[tuple[Spec, int], ...]:
+    """Each array of an envelope and where it starts, counted from the first.  ValueError on garbage."""
     specs = []
-    at = 0
+    at = offset = 0
     while at < len(table):
         try:
             number, order, ndim, flags, length = _ENTRY.unpack_from(table, at)
@@ -243,16 +257,16 @@ def unpack_table(table: bytes) -> tuple[Spec, ...]:
         except struct.error:
             raise ValueError("the table of arrays is cut short") from None
         at += _ENTRY.size + 8 * ndim + length
-        specs.append(Spec(number, order, shape, flags, table[at - length : at]))
+        spec = Spec(number, order, shape, flags, table[at - length : at])
+        specs.append((spec, offset))
+        offset += (spec.nbytes + ALIGNMENT - 1) & -ALIGNMENT
     return tuple(specs)
 
 
 def build(spec: Spec, buffer: Any, offset: int, arrays: Arrays) -> Any:
     """The array over ``buffer``, which it keeps alive: numpy checks that it lies within."""
     array: Any = np.ndarray(spec.shape, spec.dtype, buffer, offset, None, spec.order)
-    if spec.number > lib.SHMQ_COMPLEX128 or spec.flags or arrays == "torch":
-        return _dress(array, spec, arrays)
-    return array
+    return array if spec.plain and arrays != "torch" else _dress(array, spec, arrays)
 
 
 def to_torch(array: NdArray, name: str | None) -> Any:
