@@ -55,7 +55,7 @@ static inline const struct shmq_header *shmq_segment_header(const struct shmq_se
 #define SHMQ_SPIN_MAX_NS INT64_C(50000)
 
 struct shmq_waiter {
-    int64_t spin_ns; /* adapts between the two bounds; 0: one CPU only */
+    shmq_a64 spin_ns; /* adapts between the two bounds; 0: one CPU only.  Any thread that waits */
 };
 
 int64_t shmq_now_ns(void);
@@ -143,9 +143,9 @@ void shmq_spsc_abort(struct shmq_spsc_side *producer, const struct shmq_spsc_sid
 int shmq_spsc_try_peek(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer,
                        struct shmq_record *record);
 void shmq_spsc_release(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer);
-bool shmq_spsc_room(const struct shmq_spsc *ring, const struct shmq_spsc_side *producer,
-                    uint32_t bytes);
-bool shmq_spsc_unread(const struct shmq_spsc *ring, const struct shmq_spsc_side *consumer);
+/* For waits, which may run beside other threads of this process: `cursor` is our own as it was. */
+bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t bytes);
+bool shmq_spsc_unread(const struct shmq_spsc *ring, uint64_t cursor);
 /* For onlookers: the message `index` places behind the head, read without taking it. */
 int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_record *record);
 /* Messages that passed a cursor line; exact unless someone writes garbage. */
@@ -203,7 +203,7 @@ struct shmq_side {
 
 /* One handle.  Private memory; only the counters that `counters` points to are shared. */
 struct shmq_queue {
-    bool open;
+    shmq_a32 open;                /* other threads may close while one waits */
     bool observer;
     uint64_t canary;              /* differs from *shmq_canary after a fork */
     struct shmq_peer *counters;   /* our own entry */
@@ -238,10 +238,11 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
                    const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
-/* Wait until a record of record_bytes, and a block of block_bytes unless that is 0, seem to fit.  SHMQ_OK:
- * try again; SHMQ_EMPTY: the deadline passed. */
-int shmq_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns);
-int shmq_wait_get(shmq_queue *q, int64_t deadline_ns);
+/* Wait until a record of record_bytes, and a block of block_bytes unless that is 0, seem to fit, or a message to
+ * be there.  `cursor` is our side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
+int shmq_wait_put(shmq_queue *q, uint64_t cursor, uint32_t record_bytes, uint64_t block_bytes,
+                  int64_t deadline_ns);
+int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
 void shmq_pin(shmq_queue *q);
 void shmq_unpin(shmq_queue *q);

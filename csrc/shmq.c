@@ -46,8 +46,9 @@ static void bind_structures(shmq_queue *q) {
                   .page_bytes = SHMQ_LARGE_PAGE,
                   .first = g->small_pages,
                   .pages = g->large_pages}};
-    int64_t spin_ns = shmq_cpus_usable() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
-    q->put.waiter.spin_ns = q->get.waiter.spin_ns = spin_ns;
+    uint64_t spin_ns = shmq_cpus_usable() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
+    store_relaxed(&q->put.waiter.spin_ns, spin_ns);
+    store_relaxed(&q->get.waiter.spin_ns, spin_ns);
 }
 
 /* Takes over `segment`, also on failure. */
@@ -84,7 +85,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
     }
     atomic_store(&q->users, 1);
     atomic_store(&q->references, 1);
-    q->open = true;
+    store32_release(&q->open, 1);
     *out = q;
     return SHMQ_OK;
 }
@@ -155,8 +156,7 @@ static void give_role(shmq_queue *q, shmq_a64 *role, struct shmq_side *side) {
 }
 
 void shmq_close(shmq_queue *q) {
-    if (q == NULL || !q->open) return;
-    q->open = false;
+    if (q == NULL || exchange32_seq_cst(&q->open, 0) == 0) return;
     if (!q->observer && !is_forked(q)) {
         give_role(q, &q->control->roles.producer, &q->put);
         give_role(q, &q->control->roles.consumer, &q->get);
@@ -176,7 +176,7 @@ void shmq_free(shmq_queue *q) {
 /* ---- may this call go on? ---- */
 
 int shmq_usable(const shmq_queue *q) {
-    if (SHMQ_UNLIKELY(!q->open)) return SHMQ_CLOSED;
+    if (SHMQ_UNLIKELY(load32_relaxed(&q->open) == 0)) return SHMQ_CLOSED;
     if (SHMQ_UNLIKELY(is_forked(q))) return SHMQ_FORKED;
     return SHMQ_OK;
 }
@@ -366,9 +366,9 @@ void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
 }
 
 bool shmq_spin_get(shmq_queue *q) {
-    if (q->get.waiter.spin_ns == 0) return false;
+    if (load_relaxed(&q->get.waiter.spin_ns) == 0) return false;
     for (int i = 0; i < TAKE_SPINS; i++) {
-        if (shmq_spsc_unread(&q->ring, &q->get.spsc)) return true;
+        if (shmq_spsc_unread(&q->ring, q->get.spsc.cursor)) return true;
         cpu_relax();
     }
     return false;
@@ -376,25 +376,26 @@ bool shmq_spin_get(shmq_queue *q) {
 
 /* ---- wait ---- */
 
-struct put_need {
+struct need {
     shmq_queue *q;
+    uint64_t cursor;
     uint32_t record_bytes;
     uint64_t block_bytes;
 };
 
 static bool not_running(const shmq_queue *q) {
-    return !q->open || load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING;
+    return load32_relaxed(&q->open) == 0 || load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING;
 }
 static bool put_ready(void *context) {
-    struct put_need *need = context;
+    const struct need *need = context;
     shmq_queue *q = need->q;
     return not_running(q) ||
-           (shmq_spsc_room(&q->ring, &q->put.spsc, need->record_bytes) &&
+           (shmq_spsc_room(&q->ring, need->cursor, need->record_bytes) &&
             (need->block_bytes == 0 || shmq_arena_room(&q->arena, need->block_bytes)));
 }
 static bool get_ready(void *context) {
-    shmq_queue *q = context;
-    return not_running(q) || shmq_spsc_unread(&q->ring, &q->get.spsc);
+    const struct need *need = context;
+    return not_running(need->q) || shmq_spsc_unread(&need->q->ring, need->cursor);
 }
 
 static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_waiter *waiter,
@@ -414,13 +415,15 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
     }
 }
 
-int shmq_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns) {
-    struct put_need need = {q, record_bytes, block_bytes};
+int shmq_wait_put(shmq_queue *q, uint64_t cursor, uint32_t record_bytes, uint64_t block_bytes,
+                  int64_t deadline_ns) {
+    struct need need = {q, cursor, record_bytes, block_bytes};
     return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
 }
 
-int shmq_wait_get(shmq_queue *q, int64_t deadline_ns) {
-    return wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, q, deadline_ns);
+int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
+    struct need need = {q, cursor, 0, 0};
+    return wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
 }
 
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
@@ -428,7 +431,8 @@ static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t 
                       int64_t deadline_ns) {
     if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
     shmq_pin(q);
-    int status = shmq_wait_put(q, record_bytes, tried == SHMQ_FULL ? 0 : block_bytes, deadline_ns);
+    int status = shmq_wait_put(q, q->put.spsc.cursor, record_bytes,
+                               tried == SHMQ_FULL ? 0 : block_bytes, deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -572,7 +576,7 @@ int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
         }
         if (status != SHMQ_EMPTY || deadline_ns <= SHMQ_NO_WAIT) return status;
         shmq_pin(q);
-        status = shmq_wait_get(q, deadline_ns);
+        status = shmq_wait_get(q, q->get.spsc.cursor, deadline_ns);
         shmq_unpin(q);
         if (status != SHMQ_OK) return status;
     }

@@ -108,11 +108,10 @@ static int refresh_far(const struct shmq_spsc *ring, const struct shmq_cursor_li
     return SHMQ_OK;
 }
 
-bool shmq_spsc_room(const struct shmq_spsc *ring, const struct shmq_spsc_side *producer,
-                    uint32_t bytes) {
-    uint64_t size = record_bytes(bytes), end = to_end(ring, producer->ahead);
+bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t bytes) {
+    uint64_t size = record_bytes(bytes), end = to_end(ring, cursor);
     uint64_t need = size > end ? end + size : size;
-    return producer->ahead + need - load_acquire(&ring->head->cursor) <= ring->capacity;
+    return cursor + need - load_acquire(&ring->head->cursor) <= ring->capacity;
 }
 
 /* Writes a record's header behind what is reserved already.  The caller fills record->payload, may
@@ -198,8 +197,8 @@ void shmq_spsc_release(const struct shmq_spsc *ring, struct shmq_spsc_side *cons
     publish(ring->head, consumer);
 }
 
-bool shmq_spsc_unread(const struct shmq_spsc *ring, const struct shmq_spsc_side *consumer) {
-    return load_acquire(&ring->tail->cursor) != consumer->cursor;
+bool shmq_spsc_unread(const struct shmq_spsc *ring, uint64_t cursor) {
+    return load_acquire(&ring->tail->cursor) != cursor;
 }
 
 int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_record *record) {

@@ -105,18 +105,21 @@ void shmq_eventcount_wake_slow(struct shmq_eventcount *e) {
 
 /* True if ready() came within the waiter's budget, which doubles on success and halves on failure. */
 static bool spin(struct shmq_waiter *w, shmq_ready_fn *ready, void *context, int64_t deadline_ns) {
-    int64_t end = shmq_now_ns() + w->spin_ns;
+    int64_t budget = (int64_t)load_relaxed(&w->spin_ns);
+    int64_t end = shmq_now_ns() + budget;
     if (end > deadline_ns) end = deadline_ns;
     do {
         for (int i = 0; i < 64; i++) {
             cpu_relax();
             if (ready(context)) {
-                w->spin_ns = w->spin_ns * 2 < SHMQ_SPIN_MAX_NS ? w->spin_ns * 2 : SHMQ_SPIN_MAX_NS;
+                budget = budget * 2 < SHMQ_SPIN_MAX_NS ? budget * 2 : SHMQ_SPIN_MAX_NS;
+                store_relaxed(&w->spin_ns, (uint64_t)budget);
                 return true;
             }
         }
     } while (shmq_now_ns() < end);
-    w->spin_ns = w->spin_ns / 2 > SHMQ_SPIN_MIN_NS ? w->spin_ns / 2 : SHMQ_SPIN_MIN_NS;
+    budget = budget / 2 > SHMQ_SPIN_MIN_NS ? budget / 2 : SHMQ_SPIN_MIN_NS;
+    store_relaxed(&w->spin_ns, (uint64_t)budget); /* relaxed: a hint */
     return false;
 }
 
@@ -125,7 +128,7 @@ int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_
     *parked = false;
     if (ready(context)) return SHMQ_OK;
     if (deadline_ns <= SHMQ_NO_WAIT) return SHMQ_EMPTY;
-    if (w->spin_ns > 0 && spin(w, ready, context, deadline_ns)) return SHMQ_OK;
+    if (load_relaxed(&w->spin_ns) > 0 && spin(w, ready, context, deadline_ns)) return SHMQ_OK;
 
     int64_t slice_end = shmq_now_ns();
     bool barrier = true;

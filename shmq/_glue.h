@@ -120,13 +120,13 @@ static int append(PyObject *list, PyObject *object) {
 }
 
 /* Blocks and loans of this handle that are still alive, views included. */
-static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->users) - (q->open ? 1 : 0); }
+static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->users) - load32_relaxed(&q->open); }
 
 /* ---- put ---- */
 
 /* A loan for a put that is to be published at once: no use without room in the ring. */
 static int loan_to_put(shmq_queue *q, uint64_t bytes, shmq_block **block) {
-    if (!shmq_spsc_room(&q->ring, &q->put.spsc, sizeof(uint64_t))) return SHMQ_FULL;
+    if (!shmq_spsc_room(&q->ring, q->put.spsc.cursor, sizeof(uint64_t))) return SHMQ_FULL;
     return shmq_try_loan(q, bytes, block);
 }
 
@@ -342,9 +342,10 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
 
 static int py_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes,
                        int64_t deadline_ns) {
+    uint64_t cursor = q->put.spsc.cursor; /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_put(q, record_bytes, block_bytes, deadline_ns);
+    int status = shmq_wait_put(q, cursor, record_bytes, block_bytes, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;
@@ -582,9 +583,10 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char 
 }
 
 static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
+    uint64_t cursor = q->get.spsc.cursor; /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_get(q, deadline_ns);
+    int status = shmq_wait_get(q, cursor, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;

@@ -406,6 +406,8 @@ class Queue:
                 f"a message of {size:,} bytes can never fit: the largest is {largest:,}; create the queue "
                 f"with arena_bytes of at least {size:,}",
             )
+        if status == lib.SHMQ_ROLE_TAKEN:
+            errors.raise_status(status, self.name, stats.explain_role_taken(self._c, self.name))
         errors.raise_status(status, self.name)
 
     def __enter__(self) -> Self:

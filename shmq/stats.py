@@ -165,6 +165,15 @@ def explain_full(c: Any, name: str) -> str:
     )
 
 
+def explain_role_taken(c: Any, name: str) -> str:
+    """Text of ``RoleTaken``: who has the roles."""
+    held = "; ".join(f"{' and '.join(sorted(p.roles))}: {p}" for p in read_peers(c, name) if p.roles)
+    return (
+        f"the queue has one producer and one consumer, and a live handle has this role ({held}). Let it "
+        "close its handle first, or use another queue"
+    )
+
+
 def explain_arena_full(c: Any, name: str, size: int) -> str:
     """Text of ``ArenaFull``: what is free, and who holds the most."""
     s = read(c, name)
