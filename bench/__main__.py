@@ -1,0 +1,130 @@
+"""`python -m bench`: measures shmq, its rivals and the machine's floors in one run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+# Before numpy comes in, here and in the workers: one thread each, nothing runs beside the two.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from bench import machine, report, suites  # noqa: E402
+from bench.harness import Harness, Progress, Settings, left_in_dev_shm  # noqa: E402
+from bench.model import Report, Row  # noqa: E402
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 repetitions of about 0.05 s")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=suites.ALL,
+        default=[],
+        metavar="SUITE",
+        help=f"only this suite, may be repeated: {', '.join(suites.ALL)}",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--list", action="store_true", help="print the ids of the rows and stop")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="timed runs of each (5)")
+    parser.add_argument("--seconds", type=float, help="aim for this length of one run (0.25)")
+    parser.add_argument(
+        "--max-mib", type=int, default=1024, metavar="N", help="skip rows with larger payloads"
+    )
+    parser.add_argument(
+        "--rivals",
+        type=lambda text: frozenset(filter(None, text.split(","))),
+        metavar="NAMES",
+        help='only these, separated by commas; "" for none',
+    )
+    parser.add_argument("--no-pin", action="store_true", help="leave the cores to the kernel")
+    return parser.parse_args(argv)
+
+
+def _settings(options: argparse.Namespace, cores: tuple[int, int]) -> Settings:
+    repetitions = options.repetitions or (3 if options.quick else 5)
+    seconds = options.seconds or (0.05 if options.quick else 0.25)
+    return Settings(
+        repetitions=max(1, repetitions),
+        target_s=max(0.001, seconds),
+        max_bytes=options.max_mib << 20,
+        only=frozenset(options.only),
+        cores=cores,
+        rivals=options.rivals,
+    )
+
+
+def _planned(settings: Settings) -> dict[str, list[Row]]:
+    return {
+        name: suite.rows(settings)
+        for name, suite in suites.ALL.items()
+        if not settings.only or name in settings.only
+    }
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """One changing line on a terminal's stderr; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda text: status.update(text)
+
+
+def run(settings: Settings, warnings: list[str]) -> Report:
+    """The whole run. What it makes lies in one private directory, or is unlinked at the end."""
+    before = frozenset(os.listdir("/dev/shm"))
+    made = Report(machine.describe(), {}, warnings=warnings)
+    made.settings = {
+        **asdict(settings),
+        "only": sorted(settings.only),
+        "rivals": None if settings.rivals is None else sorted(settings.rivals),
+    }
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, _progress() as progress:
+        harness = Harness(settings, made, Path(directory), progress)
+        made.noise["at the start"] = machine.noise(settings.cores[0])
+        for name, rows in _planned(settings).items():
+            suites.ALL[name].run(harness, rows)
+        made.noise["at the end"] = machine.noise(settings.cores[0])
+    made.settings["took_s"] = round(time.monotonic() - started, 1)
+    if left := left_in_dev_shm(before):
+        made.warnings.append(f"left in /dev/shm (by this run or another program): {left}")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _arguments(argv)
+    cores, remark = machine.two_cores()
+    warnings = [remark] if remark else []
+    if options.no_pin:
+        cores, warnings = (-1, -1), ["not pinned: --no-pin"]
+    settings = _settings(options, cores)
+    if options.list:
+        for rows in _planned(settings).values():
+            print(*(row.id for row in rows), sep="\n")
+        return 0
+    try:
+        made = run(settings, warnings)
+    except KeyboardInterrupt:
+        print("interrupted: nothing is reported", file=sys.stderr)
+        return 130
+    report.show(made)
+    if options.json:
+        report.write_json(made, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The one interface through which shmq and every rival are measured.
+
+A transport is a module (see `Transport`). The harness calls `wire` once, then each of two worker
+processes calls `open_side` and gets an `Endpoint`: what it may send and receive with. The fields of
+an endpoint are callables of the library itself wherever possible (`queue.put`, not a wrapper around
+it), because a Python wrapper costs about as much as the fastest of these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Side = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a pair of endpoints must be able to carry; pickled to both workers."""
+
+    max_bytes: int
+    """Largest payload."""
+    in_flight: int
+    """How many payloads of that size a transport that reserves memory should reserve room for."""
+    both_ways: bool
+    """Whether side b sends too. Side a always does."""
+    directory: str
+    """A private directory for sockets and the like, removed at the end."""
+
+
+def _no_close() -> None:
+    pass
+
+
+@dataclass
+class Endpoint:
+    """One side of one transport: side a puts towards b and gets what b puts; b the other way.
+
+    `None` means that the transport has no such call; the row is then shown without it.
+    """
+
+    put: Callable[[bytes], object] | None = None
+    get: Callable[[], object] | None = None
+    """Blocks until a message is there."""
+    payload: Callable[[Any], bytes] = bytes
+    """From the result of `get` to the bytes received; used in the verification pass only."""
+
+    put_many: Callable[[list[bytes]], object] | None = None
+    get_many: Callable[[int], Sequence[Any]] | None = None
+    """At least one message, at most as many as asked for."""
+
+    put_array: Callable[[Any], object] | None = None
+    get_array: Callable[[], object] | None = None
+    """The result is dropped at once by the timed loop: a view gives its memory back there."""
+    as_array: Callable[[Any], Any] | None = None
+    """From the result of `get_array` to a float32 array; used in the verification pass only."""
+
+    loan: Callable[[int], tuple[Any, Callable[[], object]]] | None = None
+    """`loan(nbytes)` -> (writable float32 array in shared memory, call that publishes it)."""
+    get_polling: Callable[[], object] | None = None
+    """Like `get_array`, but never sleeps."""
+
+    close: Callable[[], object] = _no_close
+
+
+class Transport(Protocol):
+    """What a file in `rivals/` (and `ours.py`) provides, as module-level names."""
+
+    NAME: str
+    LAUNCH: Literal["spawn", "mpirun"]
+    POLLS: bool
+    """Its blocking get never sleeps: it burns a core while it waits."""
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured here, or None."""
+
+    def wire(self, spec: Spec) -> Any:
+        """Makes what both sides must share; runs in the harness; is pickled while spawning."""
+
+    def unwire(self, wiring: Any) -> None:
+        """Takes it down again, after both workers have gone."""
+
+    def open_side(self, spec: Spec, wiring: Any, side: Side) -> Endpoint:
+        """Runs in the worker process of that side, after it was pinned."""

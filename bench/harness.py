@@ -1,0 +1,198 @@
+"""Runs the rows: starts the pairs, calibrates, interleaves the repetitions, keeps the results.
+
+A row is measured by `Runner`s. For each: one verification pass, runs that grow until one takes a
+good part of the target time (these are the warm-up), then `repetitions` rounds in which every
+runner has one timed run in turn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from bench import native, ours, rivals
+from bench.endpoint import Spec
+from bench.model import Report, Result, Role, Row
+from bench.pair import Pair, PairFailed
+
+_LONGEST_RUN = 1 << 31
+
+
+@dataclass(frozen=True)
+class Settings:
+    repetitions: int
+    target_s: float
+    """Aim for the length of one timed run."""
+    max_bytes: int
+    """Rows with larger payloads are skipped."""
+    only: frozenset[str]
+    cores: tuple[int, int]
+    rivals: frozenset[str] | None = None
+    """Names of those to measure; None: all."""
+    timeout_s: float = 120.0
+
+    def parked_trips(self) -> int:
+        """Round trips of a run with gaps: its length is mostly the gaps'."""
+        return max(5, int(self.target_s * 1200))
+
+
+@dataclass
+class Sample:
+    """One timed run."""
+
+    value: float
+    seconds: float
+    extras: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Runner:
+    """One contestant in one row: how to check it and how to time `count` operations of it."""
+
+    name: str
+    role: Role
+    run: Callable[[int], Sample]
+    verify: Callable[[], None] | None = None
+    """None: there is no payload (floors)."""
+    count: int | None = None
+    """Fixed number of operations; None: calibrated to the target time."""
+    first: int = 64
+    """Operations in the first calibration run."""
+    step: int = 1
+    """The count is a multiple of it."""
+    note: str = ""
+
+
+def tails(quantiles: dict[str, float], trips: int, scale: float) -> dict[str, float]:
+    """The extras p99 and p99.9 in the row's unit, where there are trips enough for them."""
+    enough = {"p99": 100, "p99.9": 1000}
+    return {name: quantiles[name] / scale for name, least in enough.items() if trips >= least}
+
+
+class Progress(Protocol):
+    def __call__(self, text: str) -> None: ...
+
+
+class Harness:
+    """What the suites work with."""
+
+    def __init__(self, settings: Settings, report: Report, directory: Path, progress: Progress) -> None:
+        self.settings = settings
+        self.report = report
+        self.directory = directory
+        self.progress = progress
+        self._programs: dict[str, native.Program | None] = {}
+
+    # Contestants.
+
+    def program(self, name: str) -> native.Program | None:
+        """`floors` or `core`, built on first use; None, and a line in the report, if it fails."""
+        if name not in self._programs:
+            self.progress(f"compiling {name}.c")
+            build = native.floors if name == "floors" else native.core
+            try:
+                self._programs[name] = build(self.directory)
+            except native.NativeFailed as error:
+                self._programs[name] = None
+                self.report.absent[f"{name}.c"] = str(error)
+        return self._programs[name]
+
+    @contextmanager
+    def pairs(
+        self,
+        max_bytes: int,
+        *,
+        in_flight: int,
+        both_ways: bool = False,
+        among: tuple[ModuleType, ...] = (ours, *rivals.ALL),
+    ) -> Iterator[list[Pair]]:
+        """A running pair of every transport that is available here; shmq's is the first."""
+        spec = Spec(max_bytes, in_flight, both_ways, str(self.directory))
+        with ExitStack() as stack:
+            started = []
+            for transport in among:
+                if not self._chosen(transport):
+                    continue
+                reason = transport.missing()
+                if reason is None:
+                    self.progress(f"starting {transport.NAME}")
+                    try:
+                        started.append(stack.enter_context(Pair(transport, spec, self.settings.cores)))
+                    except Exception as error:
+                        reason = f"did not start: {_last_line(error)}"
+                if reason is not None:
+                    self.report.absent[transport.NAME] = reason
+            yield started
+
+    def _chosen(self, transport: ModuleType) -> bool:
+        names = self.settings.rivals
+        return names is None or transport is ours or transport.NAME in names
+
+    # Measuring.
+
+    def measure(self, row: Row, runners: list[Runner]) -> None:
+        """Fills the row and adds it to the report."""
+        self.report.rows.append(row)
+        ready: list[tuple[Runner, Result, int]] = []
+        for runner in runners:
+            result = Result(runner.name, runner.role, note=runner.note)
+            row.results.append(result)
+            self.progress(f"{row.id}: {runner.name}: checking and warming up")
+            with _failures_of(result):
+                if runner.verify is not None:
+                    runner.verify()
+                result.verified = True
+                ready.append((runner, result, self._calibrate(runner)))
+        for repetition in range(self.settings.repetitions):
+            for runner, result, count in ready:
+                if result.failed is not None:
+                    continue
+                self.progress(
+                    f"{row.id}: repetition {repetition + 1} of {self.settings.repetitions}: {runner.name}"
+                )
+                with _failures_of(result):
+                    sample = runner.run(count)
+                    result.samples.append(sample.value)
+                    for name, value in sample.extras.items():
+                        result.extras.setdefault(name, []).append(value)
+
+    def skip(self, row: Row, reason: str) -> None:
+        row.skipped = reason
+        self.report.rows.append(row)
+
+    def _calibrate(self, runner: Runner) -> int:
+        if runner.count is not None:
+            runner.run(max(1, runner.count // 10))
+            return runner.count
+        count, target_s = runner.first, self.settings.target_s
+        while True:
+            count = max(runner.step, count // runner.step * runner.step)
+            seconds = max(runner.run(count).seconds, 1e-7)
+            if seconds >= target_s / 4 or count >= _LONGEST_RUN:
+                scaled = int(count * target_s / seconds) // runner.step * runner.step
+                return max(runner.step, min(scaled, _LONGEST_RUN))
+            count = int(count * min(32.0, 0.6 * target_s / seconds)) + 1
+
+
+@contextmanager
+def _failures_of(result: Result) -> Iterator[None]:
+    """A contestant that fails is out of this row; the others go on."""
+    try:
+        yield
+    except (PairFailed, native.NativeFailed) as error:
+        result.failed = _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def left_in_dev_shm(before: frozenset[str]) -> list[str]:
+    """Names that were not in /dev/shm at the start and are shmq's."""
+    return sorted(n for n in set(os.listdir("/dev/shm")) - before if n.startswith("shmq."))

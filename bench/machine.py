@@ -1,0 +1,141 @@
+"""What the measurements ran on: machine, versions, the two cores to pin to, and its noise."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.worker import pinned
+
+PACKAGES = (
+    "shmq",
+    "numpy",
+    "torch",
+    "cffi",
+    "msgspec",
+    "pyzmq",
+    "faster-fifo",
+    "iceoryx2",
+    "mpi4py",
+)
+_CLOCKS = "/sys/devices/system/clocksource"
+_LOOP = 200_000
+_LOOPS = 40
+
+
+def _first_line(path: str, default: str = "") -> str:
+    try:
+        return Path(path).read_text().splitlines()[0].strip()
+    except (OSError, IndexError):
+        return default
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.split(":")[0].strip() == field:
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _virtual() -> str:
+    """What the kernel runs in: a hypervisor's name, "none", or "unknown"."""
+    tool = shutil.which("systemd-detect-virt")
+    if tool:
+        said = subprocess.run([tool, "--vm"], capture_output=True, text=True, check=False)
+        if said.stdout.strip():
+            return said.stdout.strip()
+    flags = _cpuinfo("flags").split()
+    return "unknown" if not flags else "a hypervisor" if "hypervisor" in flags else "none"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _compiler() -> str:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return "none"
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return said.stdout.splitlines()[0] if said.stdout else compiler
+
+
+def describe() -> dict[str, Any]:
+    arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "virtual": _virtual(),
+        "kernel": platform.release(),
+        "memory_bytes": memory,
+        "dev_shm_free_bytes": shutil.disk_usage("/dev/shm").free,
+        "huge_pages_shmem": _first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "clocksource": _first_line(f"{_CLOCKS}/clocksource0/current_clocksource"),
+        "python": platform.python_version(),
+        "python_optimized_build": "--enable-optimizations" in arguments,
+        "compiler": _compiler(),
+        "versions": _versions(),
+        "load_average": os.getloadavg(),
+    }
+
+
+def _core_place(core: int) -> tuple[str, str]:
+    """(package, physical core): two hardware threads of one core share both."""
+    base = f"/sys/devices/system/cpu/cpu{core}/topology"
+    package = _first_line(f"{base}/physical_package_id", "0")
+    return package, _first_line(f"{base}/core_id", str(core))
+
+
+def two_cores() -> tuple[tuple[int, int], str | None]:
+    """Two different physical cores of one package where there are such; (-1, -1) means not pinned.
+
+    The second value says what is less than ideal.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        return (-1, -1), "only one core: both sides take turns on it, nothing is pinned"
+    try:
+        os.sched_setaffinity(0, allowed)
+    except OSError as error:
+        return (-1, -1), f"not pinned: {error}"
+    first = allowed[0]
+    place = _core_place(first)
+    for other in allowed[1:]:
+        package, core = _core_place(other)
+        if package == place[0] and core != place[1]:
+            return (first, other), None
+    return (first, allowed[1]), "the two cores are hardware threads of one core, or far apart"
+
+
+def noise(core: int) -> dict[str, float]:
+    """How far a fixed loop strays on one core: medians and extremes over `_LOOPS` runs of it."""
+    times = []
+    with pinned(core):
+        for _ in range(_LOOPS):
+            start = time.perf_counter_ns()
+            for _ in range(_LOOP):
+                pass
+            times.append(time.perf_counter_ns() - start)
+    middle = median(times)
+    return {
+        "loop_median_ms": middle / 1e6,
+        "spread_percent": 100 * (max(times) - min(times)) / middle,
+        "p90_percent": 100 * (sorted(times)[int(_LOOPS * 0.9)] - middle) / middle,
+    }

@@ -1,0 +1,14 @@
+"""The rivals: one small file each, all with the interface of `bench.endpoint.Transport`.
+
+A rival is measured through the call that its users would make for the same purpose, in its fastest
+form that is documented. Each file says where its receiver gets less than shmq's does (for example a
+buffer that the next message overwrites), because that is to the rival's advantage.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from bench.rivals import fasterfifo, iceoryx, mp_pipe, mp_queue, mpi, pyzmq
+
+ALL: tuple[ModuleType, ...] = (mp_queue, mp_pipe, pyzmq, fasterfifo, iceoryx, mpi)

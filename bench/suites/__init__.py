@@ -1,0 +1,22 @@
+"""The suites, in the order in which they run. Each module has
+
+`rows(settings)`: the rows it will produce, empty, so that they can be listed without a run;
+`run(harness, rows)`: measures them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from bench.suites import core, floors, handover, idle, latency, local, rate, tensor
+
+ALL: dict[str, ModuleType] = {
+    "floors": floors,
+    "core": core,
+    "local": local,
+    "rate": rate,
+    "latency": latency,
+    "tensor": tensor,
+    "handover": handover,
+    "idle": idle,
+}

@@ -1,0 +1,44 @@
+"""The pieces of work that suites share: check a transport's payloads, time its one-way traffic."""
+
+from __future__ import annotations
+
+from bench.model import Role
+from bench.pair import Pair, PairFailed
+
+CALLS = {
+    "one": ("put", "get"),
+    "many": ("put_many", "get_many"),
+    "array": ("put_array", "get_array"),
+    "loan": ("loan", "get_polling"),
+}
+"""Form of traffic -> the calls that side a and side b need for it."""
+
+
+def has(pair: Pair, form: str) -> bool:
+    sends, receives = CALLS[form]
+    return sends in pair.calls[0] and receives in pair.calls[1]
+
+
+def role(pair: Pair) -> Role:
+    return "shmq" if pair.name == "shmq" else "rival"
+
+
+def verify(pair: Pair, form: str, size: int, count: int, timeout: float) -> None:
+    """Sends `count` payloads that all differ and compares each; not timed."""
+    good = pair.run(
+        ("check_send", {"form": form, "count": count, "size": size}),
+        ("check_receive", {"form": form, "count": count, "size": size}),
+        timeout,
+    )[1]
+    if good != count:
+        raise PairFailed(f"{pair.name}: {count - good} of {count} payloads arrived altered")
+
+
+def one_way_seconds(pair: Pair, form: str, size: int, count: int, timeout: float) -> float:
+    """From before the first put on one side to after the last get on the other."""
+    start, end = pair.run(
+        (f"send_{form}", {"count": count, "size": size}),
+        (f"receive_{form}", {"count": count}),
+        timeout,
+    )
+    return (int(end) - int(start)) / 1e9

@@ -1,0 +1,420 @@
+"""Checks whether this machine gives shmq what it needs, and says what to do where it does not.
+
+Each check is a small function from paths or numbers to one `Verdict`, so that a test can hand it a
+made-up /proc or cgroup tree. Kernel features are tried, not looked up by version: containers and
+sandboxes refuse calls which their kernel version promises. Nothing here changes the machine, and
+rendering is left to `shmq.cli`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import importlib.metadata
+import mmap
+import os
+import platform
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+from typing import IO, Literal
+
+import shmq
+
+DEFAULT_QUEUE_BYTES = 44 << 20
+"""Upper bound of the segment that `Queue(name)` makes with default geometry."""
+ROOMY_QUEUES = 4
+"""Below room for so many default queues a finding is a warning."""
+NO_LIMIT_BYTES = 1 << 60
+"""cgroup v1 writes "no limit" as a number near 2**63."""
+STUCK_S = 60.0
+"""A segment that is still initialising after so long has lost its creator."""
+
+FUTEX_WAIT_BITSET, MEMBARRIER_QUERY, MADV_POPULATE_WRITE = 9, 0, 23
+MEMBARRIER_GLOBAL_EXPEDITED = 0b110  # GLOBAL_EXPEDITED | REGISTER_GLOBAL_EXPEDITED
+SYSCALLS = {"x86_64": {"futex": 202, "membarrier": 324}, "aarch64": {"futex": 98, "membarrier": 283}}.get(
+    platform.machine(), {}
+)
+
+Status = Literal["ok", "warn", "fail"]
+Verdict = tuple[Status, str, str]
+"""Status, value, advice (one sentence, or empty)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of one check: ok, warn (works, but slower or with less than it could), fail."""
+
+    check: str
+    status: Status
+    value: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """One name in /dev/shm: what `list_segments` and `inspect` say, or why `inspect` could not."""
+
+    info: shmq.SegmentInfo
+    snapshot: shmq.Snapshot | None
+    problem: str = ""
+
+
+def human_bytes(count: float) -> str:
+    """`count` bytes for people: about three digits and a binary unit."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    return f"{count:.{0 if count >= 100 or count == int(count) else 1}f} {units[0]}"
+
+
+def survey() -> list[Surveyed]:
+    """Looks at every shmq segment of this host, read-only; leaves out what vanishes meanwhile."""
+    seen = []
+    for info in shmq.list_segments():
+        try:
+            seen.append(Surveyed(info, shmq.inspect(info.name)))
+        except shmq.SegmentNotFound:
+            continue
+        except (shmq.ShmqError, OSError) as error:
+            seen.append(Surveyed(info, None, f"{type(error).__name__}: {error}"))
+    return seen
+
+
+def diagnose() -> Iterator[Finding]:
+    """Runs every check on this machine, in the order in which they are worth reading."""
+    proc, shm = Path("/proc/self"), Path("/dev/shm")
+    huge = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    maps = Path("/proc/sys/vm/max_map_count")
+    plan: tuple[tuple[str, Callable[[], Verdict]], ...] = (
+        ("system", system),
+        ("shm mount", lambda: shm_mount(proc, shm)),
+        ("shm space", lambda: shm_space(*shutil.disk_usage(shm)[::2])),
+        ("memory limit", lambda: memory_limit(proc)),
+        ("OFD locks", ofd_locks),
+        ("futex", futex),
+        ("membarrier", membarrier),
+        ("prefault", populate_write),
+        ("huge pages", lambda: huge_pages(proc, shm, huge)),
+        ("cores", lambda: cores(proc, len(os.sched_getaffinity(0)))),
+        ("open files", lambda: at_least(1024, getrlimit(RLIMIT_NOFILE)[0], "ulimit -n 1024")),
+        ("memory maps", lambda: at_least(65530, _number(maps), "sysctl vm.max_map_count=65530")),
+        ("C compiler", lambda: compiler(os.environ.get("CC", ""))),
+        ("numpy", lambda: package("numpy", "Needed to pass arrays: pip install numpy.")),
+        ("torch", lambda: package("torch", "Only needed to pass torch tensors.")),
+        ("ml_dtypes", lambda: package("ml_dtypes", "Only for bfloat16 and float8 in numpy.")),
+        ("stale segments", lambda: stale_segments(survey(), time.time(), os.geteuid())),
+    )
+    for check, run in plan:
+        try:
+            yield Finding(check, *run())
+        except Exception as error:  # whatever it meets, the other checks matter
+            problem = f"cannot be checked: {type(error).__name__}: {error}"
+            yield Finding(check, *_warn(problem, "The other checks may say why."))
+
+
+def _ok(value: str, advice: str = "") -> Verdict:
+    return "ok", value, advice
+
+
+def _warn(value: str, advice: str) -> Verdict:
+    return "warn", value, advice
+
+
+def _fail(value: str, advice: str) -> Verdict:
+    return "fail", value, advice
+
+
+# -- the machine ----------------------------------------------------------------------------------
+
+
+def system(name: str = sys.platform, byteorder: str = sys.byteorder) -> Verdict:
+    """Operating system, processor and Python; shmq runs on little-endian 64-bit Linux."""
+    kernel = f"{platform.system()} {platform.release()} {platform.machine()}"
+    value = f"{kernel}, {platform.python_implementation()} {platform.python_version()}"
+    if name == "linux" and byteorder == "little" and sys.maxsize > 2**32:
+        return _ok(value)
+    return _fail(value, "shmq needs 64-bit little-endian Linux: run it there.")
+
+
+def shm_mount(proc: Path, shm: Path) -> Verdict:
+    """Is a writable tmpfs mounted at `shm` (from `proc`/mountinfo)?"""
+    here = [mount for mount in _mounts(proc) if mount.point == shm]
+    if not here:
+        advice = f"As root: mount -t tmpfs -o mode=1777 tmpfs {shm}"
+        return _fail(f"no file system of its own at {shm}", advice)
+    mount = here[-1]  # the last one mounted hides the others
+    value = f"{mount.fstype} at {shm}"
+    if mount.fstype != "tmpfs":
+        return _fail(value, f"Mount a tmpfs at {shm}: queues live in memory.")
+    if "ro" in mount.options:
+        return _fail(f"{value}, read-only", f"As root: mount -o remount,rw {shm}")
+    return _ok(value)
+
+
+def shm_space(size_bytes: int, free_bytes: int) -> Verdict:
+    """Is there room for queues? `size_bytes` 0 is a tmpfs without a limit."""
+    if size_bytes == 0:
+        return _ok("no limit")
+    remedy = "enlarge /dev/shm (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
+    value = f"{human_bytes(free_bytes)} free of {human_bytes(size_bytes)}"
+    return _room(value, free_bytes, remedy)
+
+
+def memory_limit(proc: Path) -> Verdict:
+    """The tightest memory limit of this process's cgroup and all above it, and what is left of it.
+
+    Shared memory counts against it, and going over it is a SIGKILL instead of an error. Page cache
+    that the kernel would drop first (inactive_file) counts as free.
+    """
+    found = []
+    for level in _cgroup_levels(proc, "memory"):
+        files = ("memory.max", "memory.high", "memory.limit_in_bytes")
+        used = _number(level / "memory.current") or _number(level / "memory.usage_in_bytes") or 0
+        stat = dict(line.split()[:2] for line in _text(level / "memory.stat").splitlines())
+        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+        for limit in (_number(level / file) for file in files):
+            if limit is not None and limit < NO_LIMIT_BYTES:
+                found.append((max(limit - max(used - cache, 0), 0), limit, level))
+    if not found:
+        return _ok("no cgroup limit")
+    headroom, limit, level = min(found)
+    value = f"{human_bytes(headroom)} left of {human_bytes(limit)} ({level})"
+    return _room(value, headroom, "give the container or service more memory")
+
+
+def _room(value: str, free_bytes: int, remedy: str) -> Verdict:
+    """Judges free bytes by how many queues of default geometry they hold."""
+    queues = free_bytes // DEFAULT_QUEUE_BYTES
+    if queues >= ROOMY_QUEUES:
+        return _ok(value)
+    advice = (
+        f"Queues of default size ({human_bytes(DEFAULT_QUEUE_BYTES)}) that fit: {queues}; "
+        f"{remedy}, remove stale segments, or pass a smaller arena_bytes."
+    )
+    return _warn(value, advice) if queues else _fail(value, advice)
+
+
+def cores(proc: Path, usable: int) -> Verdict:
+    """Cores this process may run on, and its cgroup's CPU quota (v2 cpu.max, v1 cpu.cfs_*)."""
+    quota = min((q for level in _cgroup_levels(proc, "cpu") if (q := _quota(level))), default=None)
+    value = f"{usable} usable, " + (f"quota of {quota:.3g} cores" if quota else "no quota")
+    if min(usable, quota or usable) >= 2:
+        return _ok(value)
+    return _warn(value, "Give it two: with fewer a wait cannot spin, each message costs a wake-up.")
+
+
+def huge_pages(proc: Path, shm: Path, shmem_enabled: Path) -> Verdict:
+    """Can `shm` have 2 MiB pages? Its mount option huge= decides; shmem_enabled may override it."""
+    override = _text(shmem_enabled).partition("[")[2].partition("]")[0] or "absent"
+    options = [option for mount in _mounts(proc) if mount.point == shm for option in mount.options]
+    huge = next((o.partition("=")[2] for o in reversed(options) if o.startswith("huge=")), "never")
+    value = f"mount option huge={huge}, shmem_enabled {override}"
+    if override == "absent":
+        return _warn(value, "This kernel has none: large tensors cost more TLB misses.")
+    # Not huge=advise: memory is reserved before it is mapped, when there is no madvise to see yet.
+    if override == "force" or (override != "deny" and huge in ("always", "within_size")):
+        return _ok(value)
+    allow = f"echo never > {shmem_enabled} && " if override == "deny" else ""
+    remedy = f"{allow}mount -o remount,huge=within_size {shm}"
+    return _warn(value, f"For fewer TLB misses in large tensors, as root: {remedy}")
+
+
+def at_least(least: int, value: int | None, remedy: str) -> Verdict:
+    """Is a limit of the system `least` or more? None and -1 are no limit."""
+    if value is None or value == RLIM_INFINITY:
+        return _ok("no limit")
+    return _ok(str(value)) if value >= least else _warn(str(value), f"Raise it: {remedy}")
+
+
+# -- the kernel: each feature is really tried -----------------------------------------------------
+
+
+def ofd_locks(command: int = fcntl.F_OFD_SETLK) -> Verdict:
+    """Does a lock exclude a second descriptor, and does a mapping alone keep it? (Who is alive.)
+
+    `command` is the fcntl under test; F_SETLK, which fails this test, is the negative control.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mmap.restype = ctypes.c_void_p
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    advice = "shmq cannot tell who is alive here: use a newer kernel or another sandbox."
+    try:
+        with (
+            open(os.memfd_create("shmq-doctor"), "r+b") as holder,
+            open(f"/proc/self/fd/{holder.fileno()}", "r+b") as other,  # a description of its own
+        ):
+            holder.truncate(mmap.PAGESIZE)
+            if not _lock(holder, command) or _lock(other, command):
+                return _fail("a second descriptor gets the same lock", advice)
+            # Not mmap.mmap: that keeps a duplicate of the descriptor, which would hold the lock.
+            page = libc.mmap(None, mmap.PAGESIZE, 0, mmap.MAP_SHARED, holder.fileno(), 0)
+            holder.close()
+            kept = not _lock(other, command)
+            libc.munmap(page, mmap.PAGESIZE)
+            if not kept or not _lock(other, command):
+                return _fail("a mapping does not hold the lock", advice)
+    except OSError as error:
+        return _fail(str(error), advice)
+    return _ok("exclude, and are held by a mapping")
+
+
+def _lock(file: IO[bytes], command: int) -> bool:
+    """Tries to lock the file's first byte for writing; False where somebody else holds it."""
+    try:
+        fcntl.fcntl(file, command, struct.pack("hhqqi0q", fcntl.F_WRLCK, 0, 0, 1, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def futex(number: int | None = SYSCALLS.get("futex")) -> Verdict:
+    """Does FUTEX_WAIT_BITSET wait until an absolute time, on a shared word?"""
+    if number is None:
+        return _warn(f"not tried on {platform.machine()}", "Run the tests to see that waits work.")
+    word, past, every = ctypes.c_uint32(7), struct.pack("qq", 0, 1), ctypes.c_uint32(0xFFFFFFFF)
+    result = _syscall(number, ctypes.byref(word), FUTEX_WAIT_BITSET, word, past, None, every)
+    if result == -errno.ETIMEDOUT:
+        return _ok("FUTEX_WAIT_BITSET works")
+    advice = "Waits need it: allow the futex system call in the sandbox, or use a newer kernel."
+    return _fail(f"FUTEX_WAIT_BITSET: {os.strerror(-result)}", advice)
+
+
+def membarrier(number: int | None = SYSCALLS.get("membarrier")) -> Verdict:
+    """Is the global expedited memory barrier on offer?"""
+    offered = -errno.ENOSYS if number is None else _syscall(number, MEMBARRIER_QUERY, 0, 0)
+    if offered >= 0 and offered & MEMBARRIER_GLOBAL_EXPEDITED == MEMBARRIER_GLOBAL_EXPEDITED:
+        return _ok("global expedited")
+    return _warn("no global expedited command", "Works without; Linux 4.16 or newer offers it.")
+
+
+def populate_write(advice: int = MADV_POPULATE_WRITE) -> Verdict:
+    """Does MADV_POPULATE_WRITE (Linux 5.14) prefault pages?"""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        try:
+            page.madvise(advice)
+        except OSError as error:
+            remedy = "Works without, but large queues open slower; Linux 5.14 or newer has it."
+            return _warn(f"MADV_POPULATE_WRITE: {error.strerror}", remedy)
+    return _ok("MADV_POPULATE_WRITE works")
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    """Result of the raw system call, or minus its errno."""
+    call: Callable[..., int] = ctypes.CDLL(None, use_errno=True).syscall
+    result = call(ctypes.c_long(number), *arguments)
+    return -ctypes.get_errno() if result < 0 else result
+
+
+# -- software and leftovers -----------------------------------------------------------------------
+
+
+def compiler(preferred: str, path: str | None = None) -> Verdict:
+    """First C compiler found of $CC (`preferred`), cc, gcc, clang along `path` (default $PATH)."""
+    for name in (*preferred.split()[:1], "cc", "gcc", "clang"):
+        if found := shutil.which(name, path=path):
+            command = [found, "--version"]
+            said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            return _ok(said.partition("\n")[0] or found)
+    return _warn("none found", "Only to build from source and for C workers: install gcc or clang.")
+
+
+def package(name: str, advice: str) -> Verdict:
+    """Version of an installed Python package, without importing it; all but numpy are optional."""
+    try:
+        return _ok(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return ("warn" if name == "numpy" else "ok"), "not installed", advice
+
+
+def stale_segments(seen: Sequence[Surveyed], now: float, uid: int) -> Verdict:
+    """Names of this user which no live process uses: they hold memory until somebody removes them.
+
+    Other users' are not judged: what cannot be looked into may be at work."""
+    mine = [s for s in seen if s.info.uid == uid]
+    unused = [s.info for s in mine if s.snapshot and all(p.alive is False for p in s.snapshot.peers)]
+    stuck = [s.info for s in mine if s.info.state == "initialising" and s.info.mtime < now - STUCK_S]
+    broken = [s.info for s in mine if s.info.state == "foreign"] + stuck
+    if not unused and not broken:
+        return _ok(f"none of {len(mine)}")
+    held = human_bytes(sum(info.bytes for info in unused + broken))
+    # Whoever made a foreign file chose its name: no line feed or $(...) of theirs may be pasted.
+    commands = [["shmq", "rm", *(info.name for info in unused)]] if unused else []
+    commands += [["rm", *(ascii(info.path)[1:-1] for info in broken)]] if broken else []
+    remedy = " && ".join(map(shlex.join, commands))
+    value = f"{len(unused) + len(broken)} of {len(mine)}, {held}"
+    return _warn(value, f"If nobody will attach to them again: {remedy}")
+
+
+# -- /proc and cgroups --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Mount:
+    root: Path
+    point: Path
+    fstype: str
+    options: tuple[str, ...]  # of the mount, then of the file system
+
+
+def _mounts(proc: Path) -> Iterator[_Mount]:
+    """The mounts of `proc`/mountinfo; proc(5) has the fields."""
+    for line in _text(proc / "mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        if len(head := left.split()) >= 6 and len(tail := right.split()) >= 3:
+            options = (*head[5].split(","), *tail[2].split(","))
+            yield _Mount(Path(head[3]), Path(head[4]), tail[0], options)
+
+
+def _cgroup_levels(proc: Path, controller: str) -> Iterator[Path]:
+    """Directories of this process's cgroups that may limit `controller`, innermost first.
+
+    Both hierarchies are walked: a hybrid machine has its limits in v1 beside an empty v2.
+    """
+    lines = [line.split(":", 2) for line in _text(proc / "cgroup").splitlines()]
+    for mount in _mounts(proc):
+        if mount.fstype == "cgroup2":
+            own = [fields[2] for fields in lines if len(fields) == 3 and fields[1] == ""]
+        elif mount.fstype == "cgroup" and controller in mount.options:
+            own = [f[2] for f in lines if len(f) == 3 and controller in f[1].split(",")]
+        else:
+            continue
+        for path in map(Path, own):
+            # In a container the path may lie outside what is mounted: then the mount is our level.
+            inside = path.is_relative_to(mount.root) and ".." not in path.parts
+            level = mount.point / path.relative_to(mount.root) if inside else mount.point
+            yield level
+            while level != mount.point:
+                level = level.parent
+                yield level
+
+
+def _quota(level: Path) -> float | None:
+    """CPU quota of one cgroup, in cores; None where it has none."""
+    quota, _, period = _text(level / "cpu.max").strip().partition(" ")
+    quota = quota or _text(level / "cpu.cfs_quota_us").strip()
+    period = period or _text(level / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    """Contents of a small file, empty where it cannot be read: absence is an answer here."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,98 @@
+"""The benchmark runs from end to end at tiny sizes and judges as it says. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.model import Budget, Report, Result, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Pipe")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def row(better: Any, budget: Budget, ours: list[float], floor: list[float]) -> Row:
+    made = Row("suite/row", "suite", "a row", "us", better, budget)
+    made.results = [
+        Result("floor", "floor", floor, verified=True),
+        Result("shmq", "shmq", ours, verified=True),
+        Result("slow", "rival", [10 * value for value in ours], verified=True),
+        Result("gone", "rival", failed="it went away"),
+    ]
+    return made
+
+
+@pytest.mark.timeout(300)
+def test_every_row_is_produced_and_the_json_parses(tmp_path: Path) -> None:
+    planned = bench("--list").stdout.split()
+    done = bench(*TINY, "--json", str(tmp_path / "result.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    rows = {one["id"]: one for one in result["rows"]}
+    assert list(rows) == planned
+    assert result["schema"] == 1
+    assert "shmq" not in result["absent"]
+    for name, one in rows.items():
+        assert name in done.stdout
+        if one["skipped"] is not None:
+            assert "--max-mib" in one["skipped"]
+            continue
+        for contestant in one["results"]:
+            assert contestant["failed"] is None, (name, contestant)
+            assert contestant["verified"]
+            assert len(contestant["samples"]) == 2
+        if not name.startswith("floors/"):
+            assert "shmq" in [contestant["name"] for contestant in one["results"]], name
+
+
+def test_ratios_are_taken_repetition_by_repetition() -> None:
+    budget = Budget("<= 1.5 x floor", 1.5, "floor")
+    made = row("lower", budget, ours=[2.0, 40.0, 2.2], floor=[2.0, 30.0, 2.0])
+    ratio = made.ratio(made.floor)
+    assert ratio is not None
+    assert ratio.low == 1.0
+    assert ratio.high == pytest.approx(4 / 3)
+    assert ratio.median == pytest.approx(1.1)
+    verdict = made.verdict()
+    assert verdict is not None
+    assert verdict.reached
+    assert verdict.certain
+
+
+def test_a_budget_that_some_repetitions_miss_is_not_certain() -> None:
+    made = row("higher", Budget(">= 50", 50.0, "value"), ours=[40.0, 60.0, 61.0], floor=[1.0] * 3)
+    verdict = made.verdict()
+    assert verdict is not None
+    assert verdict.reached
+    assert not verdict.certain
+
+
+def test_the_best_rival_is_the_best_of_those_that_ran() -> None:
+    lower = row("lower", Budget("", 1.0, "best rival"), ours=[1.0], floor=[1.0])
+    assert lower.best_rival is not None
+    assert lower.best_rival.name == "slow"
+
+
+def test_a_budget_against_an_absent_rival_is_left_open() -> None:
+    made = row("lower", Budget("<= 0.8 x other", 0.8, "other"), ours=[1.0], floor=[1.0])
+    verdict = made.verdict()
+    assert verdict is not None
+    assert verdict.reached is None
+    assert made.verdict() is not None
+    assert json.dumps(Report({}, {}, rows=[made]).as_json())
