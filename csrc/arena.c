@@ -16,8 +16,8 @@
  * a block are an unbroken run behind a first page that is not FREE, and "count CONT(h, g) behind h" finds
  * them all.  No length needs to be stored, hence none can be wrong.
  *
- * Searching is first fit within a window of 64 words at the start of the tier (memory that was freed last is
- * the warmest and lies there), then next fit, then the whole tier before it says full.
+ * Searching is first fit within a window at the start of the tier (memory that was freed last is the warmest
+ * and lies there), then next fit, then the whole tier before it says full.
  *
  * This file does not wait and does not know the rings; a record's position is an opaque number here.
  */
@@ -97,7 +97,8 @@ static bool claim(struct shmq_arena *a, uint32_t page, uint32_t n, uint64_t *wor
 static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint32_t *page,
                      uint64_t *word) {
     uint32_t end = t->first + t->pages;
-    uint32_t window = t->first + (t->pages < WINDOW_PAGES + n ? t->pages : WINDOW_PAGES + n);
+    uint64_t reach = WINDOW_PAGES + 4 * (uint64_t)n;
+    uint32_t window = t->first + (t->pages < reach ? t->pages : (uint32_t)reach);
     const uint32_t searches[3][2] = {{t->first, window}, {t->first + t->hint, end}, {t->first, end}};
     for (int i = 0; i < 3; i++) {
         for (uint32_t from = searches[i][0];;) {
@@ -114,10 +115,10 @@ static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint
     return false;
 }
 
-/* Payloads up to 64 small pages look there first, larger ones among the large pages; the other tier
- * is the second choice. */
+/* Payloads up to a quarter of a large page look among the small pages first, larger ones among the large;
+ * the other tier is the second choice. */
 int shmq_arena_try_loan(struct shmq_arena *a, uint64_t bytes, uint32_t *page, uint64_t *word) {
-    bool small_first = bytes <= WINDOW_PAGES * a->small.page_bytes;
+    bool small_first = bytes <= a->large.page_bytes / 4;
     struct shmq_tier *order[2] = {small_first ? &a->small : &a->large, small_first ? &a->large : &a->small};
     bool ever = false;
     for (int i = 0; i < 2; i++) {

@@ -62,7 +62,7 @@ int64_t shmq_now_ns(void);
 /* Once per attach: this process takes part in the asymmetric barrier. */
 void shmq_wait_register(void);
 extern bool shmq_fence_on_publish; /* this process could not register: it fences itself */
-int shmq_cpus_usable(void);
+long shmq_cpus_online(void);
 /* True while the process has not forked since `canary` was read. */
 uint64_t shmq_process_canary(void);
 extern const volatile uint64_t *shmq_canary;

@@ -69,6 +69,11 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     return layout(g);
 }
 
+uint64_t shmq_segment_bytes(const shmq_params *params) {
+    struct shmq_geometry g;
+    return plan(params, &g) ? g.total_bytes : 0;
+}
+
 /* posix_fallocate in pieces: the kernel undoes an interrupted call, so under a storm of signals one
  * large call would never end. */
 static int reserve(int fd, uint64_t bytes) {

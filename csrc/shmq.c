@@ -46,7 +46,7 @@ static void bind_structures(shmq_queue *q) {
                   .page_bytes = SHMQ_LARGE_PAGE,
                   .first = g->small_pages,
                   .pages = g->large_pages}};
-    uint64_t spin_ns = shmq_cpus_usable() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
+    uint64_t spin_ns = shmq_cpus_online() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
     store_relaxed(&q->put.waiter.spin_ns, spin_ns);
     store_relaxed(&q->get.waiter.spin_ns, spin_ns);
 }
@@ -537,8 +537,9 @@ int shmq_publish(shmq_block *b, const shmq_tensor *tensor, int64_t deadline_ns) 
 }
 
 static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message *m) {
-    memset(m, 0, sizeof *m);
+    m->block = NULL;
     m->codec = record->codec;
+    m->unused = 0;
     if ((record->flags & SHMQ_RECORD_BLOCK) != 0) {
         const struct shmq_block_header *h;
         int status = shmq_try_lease(q, record, &m->block, &h);

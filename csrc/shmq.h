@@ -173,6 +173,8 @@ typedef struct shmq_peeked {
  * Reserves all its memory first: SHMQ_OUT_OF_SPACE instead of SIGBUS later.  The caller removes the
  * name where this fails.  The handle keeps a descriptor of its own; close `fd`. */
 int shmq_create(int fd, const shmq_params *params, shmq_queue **queue);
+/* Bytes that shmq_create would reserve; 0 where a parameter is out of its range. */
+uint64_t shmq_segment_bytes(const shmq_params *params);
 /* Attaches to the segment in `fd`.  SHMQ_NOT_READY: try again soon. */
 int shmq_attach(int fd, shmq_queue **queue);
 /* The same for a look only: takes no entry in the peer table, maps read-only; put and get are refused. */

@@ -26,7 +26,6 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -57,10 +56,9 @@ int64_t shmq_deadline(int64_t timeout_ns) {
     return timeout_ns < 0 || timeout_ns > INT64_MAX - now ? SHMQ_FOREVER : now + timeout_ns;
 }
 
-int shmq_cpus_usable(void) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
+/* Online, not in our own mask: a process that is pinned to one CPU spins while the other works on another.
+ * Where all share one CPU, the budget falls to its least by itself. */
+long shmq_cpus_online(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 
 static void forget_canary(void) {
     if (canary_page != NULL) *canary_page = 0;

@@ -29,12 +29,12 @@ from typing import IO, Literal
 
 import shmq
 
+from .limits import cgroup_levels, cgroup_memory, mounts, read_number, read_text
+
 DEFAULT_QUEUE_BYTES = 44 << 20
 """Upper bound of the segment that `Queue(name)` makes with default geometry."""
 ROOMY_QUEUES = 4
 """Below room for so many default queues a finding is a warning."""
-NO_LIMIT_BYTES = 1 << 60
-"""cgroup v1 writes "no limit" as a number near 2**63."""
 STUCK_S = 60.0
 """A segment that is still initialising after so long has lost its creator."""
 
@@ -107,7 +107,7 @@ def diagnose() -> Iterator[Finding]:
         ("huge pages", lambda: huge_pages(proc, shm, huge)),
         ("cores", lambda: cores(proc, len(os.sched_getaffinity(0)))),
         ("open files", lambda: at_least(1024, getrlimit(RLIMIT_NOFILE)[0], "ulimit -n 1024")),
-        ("memory maps", lambda: at_least(65530, _number(maps), "sysctl vm.max_map_count=65530")),
+        ("memory maps", lambda: at_least(65530, read_number(maps), "sysctl vm.max_map_count=65530")),
         ("C compiler", lambda: compiler(os.environ.get("CC", ""))),
         ("numpy", lambda: package("numpy", "Needed to pass arrays: pip install numpy.")),
         ("torch", lambda: package("torch", "Only needed to pass torch tensors.")),
@@ -148,7 +148,7 @@ def system(name: str = sys.platform, byteorder: str = sys.byteorder) -> Verdict:
 
 def shm_mount(proc: Path, shm: Path) -> Verdict:
     """Is a writable tmpfs mounted at `shm` (from `proc`/mountinfo)?"""
-    here = [mount for mount in _mounts(proc) if mount.point == shm]
+    here = [mount for mount in mounts(proc) if mount.point == shm]
     if not here:
         advice = f"As root: mount -t tmpfs -o mode=1777 tmpfs {shm}"
         return _fail(f"no file system of its own at {shm}", advice)
@@ -171,23 +171,11 @@ def shm_space(size_bytes: int, free_bytes: int) -> Verdict:
 
 
 def memory_limit(proc: Path) -> Verdict:
-    """The tightest memory limit of this process's cgroup and all above it, and what is left of it.
-
-    Shared memory counts against it, and going over it is a SIGKILL instead of an error. Page cache
-    that the kernel would drop first (inactive_file) counts as free.
-    """
-    found = []
-    for level in _cgroup_levels(proc, "memory"):
-        files = ("memory.max", "memory.high", "memory.limit_in_bytes")
-        used = _number(level / "memory.current") or _number(level / "memory.usage_in_bytes") or 0
-        stat = dict(line.split()[:2] for line in _text(level / "memory.stat").splitlines())
-        cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-        for limit in (_number(level / file) for file in files):
-            if limit is not None and limit < NO_LIMIT_BYTES:
-                found.append((max(limit - max(used - cache, 0), 0), limit, level))
-    if not found:
+    """The tightest memory limit of this process's cgroup and all above it, and what is left of it."""
+    tightest = min(cgroup_memory(proc), default=None)
+    if tightest is None:
         return _ok("no cgroup limit")
-    headroom, limit, level = min(found)
+    headroom, limit, level = tightest
     value = f"{human_bytes(headroom)} left of {human_bytes(limit)} ({level})"
     return _room(value, headroom, "give the container or service more memory")
 
@@ -206,7 +194,7 @@ def _room(value: str, free_bytes: int, remedy: str) -> Verdict:
 
 def cores(proc: Path, usable: int) -> Verdict:
     """Cores this process may run on, and its cgroup's CPU quota (v2 cpu.max, v1 cpu.cfs_*)."""
-    quota = min((q for level in _cgroup_levels(proc, "cpu") if (q := _quota(level))), default=None)
+    quota = min((q for level in cgroup_levels(proc, "cpu") if (q := _quota(level))), default=None)
     value = f"{usable} usable, " + (f"quota of {quota:.3g} cores" if quota else "no quota")
     if min(usable, quota or usable) >= 2:
         return _ok(value)
@@ -215,8 +203,8 @@ def cores(proc: Path, usable: int) -> Verdict:
 
 def huge_pages(proc: Path, shm: Path, shmem_enabled: Path) -> Verdict:
     """Can `shm` have 2 MiB pages? Its mount option huge= decides; shmem_enabled may override it."""
-    override = _text(shmem_enabled).partition("[")[2].partition("]")[0] or "absent"
-    options = [option for mount in _mounts(proc) if mount.point == shm for option in mount.options]
+    override = read_text(shmem_enabled).partition("[")[2].partition("]")[0] or "absent"
+    options = [option for mount in mounts(proc) if mount.point == shm for option in mount.options]
     huge = next((o.partition("=")[2] for o in reversed(options) if o.startswith("huge=")), "never")
     value = f"mount option huge={huge}, shmem_enabled {override}"
     if override == "absent":
@@ -356,65 +344,9 @@ def stale_segments(seen: Sequence[Surveyed], now: float, uid: int) -> Verdict:
     return _warn(value, f"If nobody will attach to them again: {remedy}")
 
 
-# -- /proc and cgroups --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Mount:
-    root: Path
-    point: Path
-    fstype: str
-    options: tuple[str, ...]  # of the mount, then of the file system
-
-
-def _mounts(proc: Path) -> Iterator[_Mount]:
-    """The mounts of `proc`/mountinfo; proc(5) has the fields."""
-    for line in _text(proc / "mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        if len(head := left.split()) >= 6 and len(tail := right.split()) >= 3:
-            options = (*head[5].split(","), *tail[2].split(","))
-            yield _Mount(Path(head[3]), Path(head[4]), tail[0], options)
-
-
-def _cgroup_levels(proc: Path, controller: str) -> Iterator[Path]:
-    """Directories of this process's cgroups that may limit `controller`, innermost first.
-
-    Both hierarchies are walked: a hybrid machine has its limits in v1 beside an empty v2.
-    """
-    lines = [line.split(":", 2) for line in _text(proc / "cgroup").splitlines()]
-    for mount in _mounts(proc):
-        if mount.fstype == "cgroup2":
-            own = [fields[2] for fields in lines if len(fields) == 3 and fields[1] == ""]
-        elif mount.fstype == "cgroup" and controller in mount.options:
-            own = [f[2] for f in lines if len(f) == 3 and controller in f[1].split(",")]
-        else:
-            continue
-        for path in map(Path, own):
-            # In a container the path may lie outside what is mounted: then the mount is our level.
-            inside = path.is_relative_to(mount.root) and ".." not in path.parts
-            level = mount.point / path.relative_to(mount.root) if inside else mount.point
-            yield level
-            while level != mount.point:
-                level = level.parent
-                yield level
-
-
 def _quota(level: Path) -> float | None:
     """CPU quota of one cgroup, in cores; None where it has none."""
-    quota, _, period = _text(level / "cpu.max").strip().partition(" ")
-    quota = quota or _text(level / "cpu.cfs_quota_us").strip()
-    period = period or _text(level / "cpu.cfs_period_us").strip()
+    quota, _, period = read_text(level / "cpu.max").strip().partition(" ")
+    quota = quota or read_text(level / "cpu.cfs_quota_us").strip()
+    period = period or read_text(level / "cpu.cfs_period_us").strip()
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    """Contents of a small file, empty where it cannot be read: absence is an answer here."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None

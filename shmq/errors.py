@@ -145,26 +145,26 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
     lib.SHMQ_CORRUPT: (
         Corrupt,
         "its content contradicts itself, so something else wrote into it; remove it "
-        "(shmq rm) and create it again",
+        "(shmq rm --force) and create it again",
     ),
     lib.SHMQ_NOT_A_SEGMENT: (
         NotASegment,
-        "it was not made by shmq, or was truncated; remove it (shmq rm) or choose another name",
+        "it was not made by shmq, or was truncated; remove it (shmq rm --force) or choose another name",
     ),
     lib.SHMQ_ABI_MISMATCH: (
         AbiMismatch,
         "it was made by an incompatible build of shmq; use one version of shmq on this host, or "
-        "remove it (shmq rm)",
+        "remove it (shmq rm --force)",
     ),
     lib.SHMQ_NOT_READY: (
         NotReady,
         "its creator has not finished initialising it, or died before it had; if no process is about "
-        "to finish it, remove it (shmq rm)",
+        "to finish it, remove it (shmq rm --force)",
     ),
     lib.SHMQ_WRONG_OWNER: (
         WrongOwner,
-        "it belongs to another user or other users may open it (it must be yours, mode 0600); "
-        "use another name, or let its owner remove it",
+        "it is not yours alone, so it is not believed: it must belong to you with mode 0600; use another "
+        "name, or let its owner remove it",
     ),
     lib.SHMQ_PEERS_FULL: (
         PeersFull,

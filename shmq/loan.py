@@ -8,6 +8,7 @@ import numpy as np
 
 from . import errors, tensor
 from ._core import lib
+from .clock import deadline_ns
 
 if TYPE_CHECKING:
     from .queue import Queue
@@ -28,8 +29,8 @@ class Loan:
         deadline: int,
     ) -> None:
         storage, number = tensor.parse_dtype(dtype)
-        self.shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
-        if any(n < 0 for n in self.shape) or len(self.shape) > tensor.MAX_META_DIMS:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        if min(self.shape, default=0) < 0 or len(self.shape) > tensor.MAX_META_DIMS:
             raise ValueError(
                 f"shape {self.shape}: axes must not be negative, and there are at most {tensor.MAX_META_DIMS}"
             )
@@ -39,12 +40,12 @@ class Loan:
             )
         if order not in ("C", "F"):
             raise ValueError(f"order {order!r}: must be 'C' or 'F'")
+        self.order = order
         self._queue = queue
         self._number = number
         self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
-        self._open = True
-        self._lease = self._borrow(prod(self.shape) * storage.itemsize, deadline)
-        self.order = order
+        self._meta = tensor.pack_meta(number, order, self.shape, self._flags)
+        self._lease: Any = self._borrow(prod(self.shape) * storage.itemsize, deadline)
         self.array = np.ndarray(self.shape, storage, self._lease, 0, None, order)
 
     def _borrow(self, size: int, deadline: int) -> Any:
@@ -59,7 +60,9 @@ class Loan:
 
     def torch(self) -> Any:
         """The memory as a torch tensor of the loan's shape and dtype; the message arrives as one."""
+        self._check_open()
         self._flags |= tensor.FROM_TORCH
+        self._meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
         name = tensor.extended_name(self._number)
         array = self.array.view(tensor.carrier(self._number)) if name else self.array
         return tensor.to_torch(array, name)
@@ -68,30 +71,33 @@ class Loan:
         """Sends it: no copy.  Waits up to ``timeout`` seconds for room in the ring.
 
         On ``Full`` the loan is still open: publish again, or discard."""
-        from .queue import deadline_ns
+        # Short on purpose: whoever has just filled a large array has nothing of this in the caches.
+        lease = self._lease
+        if lease is None:
+            self._check_open()
+        status = lib.py_publish(id(lease), lib.SHMQ_TENSOR, self._meta, len(self._meta))
+        if status:
+            self._publish_slow(status, timeout)
+        self._lease = None
+        self.array.flags.writeable = False
 
-        self._check_open()
-        q, deadline = self._queue, None
-        meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
-        while status := lib.py_publish(id(self._lease), lib.SHMQ_TENSOR, meta, len(meta)):
+    def _publish_slow(self, status: int, timeout: float | None) -> None:
+        deadline = deadline_ns(timeout)
+        while status:
             if status != lib.SHMQ_FULL:
-                errors.raise_status(status, q.name)
-            deadline = deadline_ns(timeout) if deadline is None else deadline
-            q._wait_put(status, 8, deadline)
-        self._end()
+                errors.raise_status(status, self._queue.name)
+            self._queue._wait_put(status, 8, deadline)
+            status = lib.py_publish(id(self._lease), lib.SHMQ_TENSOR, self._meta, len(self._meta))
 
     def discard(self) -> None:
         """Gives the pages back unpublished; again, or after publish: nothing."""
-        if self._open:
+        if self._lease is not None:
             lib.py_discard(id(self._lease))
-            self._end()
-
-    def _end(self) -> None:
-        self._open = False
-        self.array.flags.writeable = False
+            self._lease = None
+            self.array.flags.writeable = False
 
     def _check_open(self) -> None:
-        if not self._open:
+        if self._lease is None:
             raise errors.Closed(f"queue {self._queue.name!r}: this loan was published or discarded already")
 
     def __dlpack__(self, **arguments: Any) -> Any:
@@ -108,7 +114,7 @@ class Loan:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._open:
+            if kind is None and self._lease is not None:
                 self.publish()
         finally:
             self.discard()

@@ -10,10 +10,8 @@ before a message is taken, so a handler that raises (KeyboardInterrupt) leaves i
 import atexit
 import os
 import secrets
-import sys
 import time
 import weakref
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,29 +19,15 @@ import numpy as np
 
 from . import codec, errors, segment, stats
 from ._core import ffi, lib
+from .clock import deadline_ns, slice_end_ns
 from .loan import Loan
 from .stats import Peer, QueueStats
 from .tensor import Arrays
 
-SLICE_NS = 100_000_000
-CURSOR_START = 0
+CURSOR_START = 0  # tests start near the wrap
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
 
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
-
-
-def deadline_ns(timeout: float | None) -> int:
-    """Absolute monotonic deadline of ``timeout`` seconds from now; None waits for ever."""
-    if timeout is None:
-        return sys.maxsize
-    if timeout < 0:
-        raise ValueError(f"'timeout' must be a non-negative number of seconds, not {timeout}")
-    return min(time.monotonic_ns() + int(min(timeout, 1e9) * 1e9), sys.maxsize)
-
-
-def slice_end_ns(deadline: int) -> int:
-    """Where one C wait ends: signals that came just before it are served then."""
-    return min(deadline, time.monotonic_ns() + SLICE_NS)
 
 
 class Queue:
@@ -158,7 +142,7 @@ class Queue:
         return self
 
     def _create(self, name: str, params: Any, options: tuple[bool, Arrays, Any]) -> None:
-        handle, identity = segment.create(name, params, params.ring_bytes + params.arena_bytes)
+        handle, identity = segment.create(name, params)
         self._bind(name, handle, identity, options)
 
     def _attach(self, name: str, options: tuple[bool, Arrays, Any], timeout: float) -> None:
@@ -240,11 +224,11 @@ class Queue:
         if type(item) is bytes:
             return item
         if type(item) is int:
-            item = self._await_message(item, self._try_take, deadline_ns(timeout) if block else 0)
+            item = self._await_message(item, 0, deadline_ns(timeout) if block else 0)
         return self._decode(item, copy)
 
-    def _await_message(self, status: int, take: Callable[[], Any], deadline: int) -> Any:
-        """What ``take`` returns once it is not a status."""
+    def _await_message(self, status: int, max_items: int, deadline: int) -> Any:
+        """A message, or what ``_take_many(max_items)`` returns, once it is not a status."""
         item: Any = status
         while type(item) is int:
             if item == lib.SHMQ_EMPTY:
@@ -253,7 +237,8 @@ class Queue:
                 lib.py_wait_get(self._c, slice_end_ns(deadline))
             else:
                 self._recover_or_raise(item, 0)
-            item = take()
+            # Looked up anew each time: reattach() binds other functions.
+            item = self._take_many(max_items) if max_items else self._try_take()
         return item
 
     def _decode(self, item: Any, copy: bool) -> Any:
@@ -299,7 +284,7 @@ class Queue:
             raise ValueError(f"'max_items' must be at least 1, not {max_items}")
         items = self._take_many(max_items)
         if type(items) is int:
-            items = self._await_message(items, lambda: self._take_many(max_items), deadline_ns(timeout))
+            items = self._await_message(items, max_items, deadline_ns(timeout))
         return items if type(items) is list else self._decode_many(items[0], copy)
 
     def _decode_many(self, items: list[Any], copy: bool) -> list[Any]:

@@ -23,6 +23,7 @@ from .limits import SHM, available_bytes
 PREFIX = "shmq."
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
+State = Literal["ready", "initialising", "other user", "foreign"]
 Handle = Any  # cffi: a shmq_queue *
 Identity = tuple[int, int]  # st_dev, st_ino
 
@@ -86,8 +87,11 @@ def _finish(handle: Handle) -> Handle:
     return ffi.gc(handle, lib.shmq_free)
 
 
-def create(name: str, params: Any, needed_bytes: int) -> tuple[Handle, Identity]:
+def create(name: str, params: Any) -> tuple[Handle, Identity]:
     """Makes and attaches.  On any failure no name is left behind."""
+    needed_bytes = lib.shmq_segment_bytes(params)
+    if needed_bytes == 0:
+        errors.raise_status(lib.SHMQ_INVALID, name, "these sizes do not fit together")
     memory = _open(name, posix_ipc.O_CREX)
     out = ffi.new("shmq_queue **")
     try:
@@ -165,7 +169,8 @@ def unlink_if(name: str, identity: Identity) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """A file /dev/shm/shmq.*.  ``state``: "ready", "initialising" or "foreign" (not ours to attach)."""
+    """A file /dev/shm/shmq.*.  ``state``: "ready"; "initialising", by a creator at work or one that died;
+    "other user"; or "foreign", which shmq did not make, or not this version of it."""
 
     name: str
     path: str
@@ -173,16 +178,18 @@ class SegmentInfo:
     uid: int
     mode: int
     mtime: float
-    state: Literal["ready", "initialising", "foreign"]
+    state: State
 
 
-def _state(path: Path, st: os.stat_result) -> Literal["ready", "initialising", "foreign"]:
+def _state(path: Path, st: os.stat_result) -> State:
     if not stat.S_ISREG(st.st_mode):
         return "foreign"
     try:
         handle = observe(path.name.removeprefix(PREFIX))
     except errors.NotReady:
         return "initialising"
+    except errors.WrongOwner:
+        return "foreign" if st.st_uid == os.geteuid() else "other user"
     except (errors.ShmqError, OSError):
         return "foreign"
     ffi.release(handle)

@@ -295,6 +295,7 @@ def _dress(array: NdArray, spec: Spec, arrays: Arrays) -> Any:
     return array[()] if spec.flags & IS_SCALAR and array.ndim == 0 else array
 
 
+@lru_cache(maxsize=256)
 def parse_dtype(dtype: Any) -> tuple[np.dtype[Any], int]:
     """(storage dtype, number) of what a user calls a dtype: numpy's, a name, torch's."""
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
