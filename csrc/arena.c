@@ -76,7 +76,7 @@ static uint32_t find_run(const struct shmq_arena *a, uint32_t from, uint32_t to,
 }
 
 /* Claims exactly [page, page + n).  Someone else may take one of them first: then all go back. */
-static bool claim(struct shmq_arena *a, uint32_t page, uint32_t n, uint64_t *word) {
+static bool claim_run(struct shmq_arena *a, uint32_t page, uint32_t n, uint64_t *word) {
     uint64_t seen = load_relaxed(&a->words[page]);
     if (!is_free(seen)) return false;
     uint32_t generation = (shmq_word_generation(seen) + 1) & 0xfffu;
@@ -104,7 +104,7 @@ static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint
         for (uint32_t from = searches[i][0];;) {
             uint32_t at = find_run(a, from, searches[i][1], n);
             if (at == UINT32_MAX) break;
-            if (claim(a, at, n, word)) {
+            if (claim_run(a, at, n, word)) {
                 if (i > 0) t->hint = at + n - t->first;
                 *page = at;
                 return true;

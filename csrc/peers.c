@@ -17,7 +17,9 @@
  * Death at any line: before the word is LIVE nothing is visible and the kernel drops the lock; after it,
  * the slot is LIVE + unlocked, and a reaper repairs it.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -8,7 +8,9 @@
  * Offsets are a function of a few sizes.  An attacher computes them again and compares, so there is
  * one place that knows the layout and no offset is ever believed.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -12,7 +12,9 @@
  * A block is reachable from a shared word at every instruction: LOANED by us, then INFLIGHT at the position of
  * the reserved record, and only then is the record published; LEASED by us, and only then is it released.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -182,7 +184,7 @@ int shmq_usable(const shmq_queue *q) {
 }
 
 /* From nobody, or from the dead once they are reaped.  A live holder keeps its role. */
-static int claim(shmq_queue *q, bool producer) {
+static int claim_role(shmq_queue *q, bool producer) {
     shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
     struct shmq_side *side = producer ? &q->put : &q->get;
     if (q->observer) return SHMQ_INVALID;
@@ -209,7 +211,7 @@ int shmq_put_begin(shmq_queue *q) {
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING))
         return SHMQ_SHUT_DOWN;
-    return SHMQ_LIKELY(q->put.held) ? SHMQ_OK : claim(q, true);
+    return SHMQ_LIKELY(q->put.held) ? SHMQ_OK : claim_role(q, true);
 }
 
 int shmq_get_begin(shmq_queue *q) {
@@ -217,7 +219,7 @@ int shmq_get_begin(shmq_queue *q) {
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED))
         return SHMQ_SHUT_DOWN;
-    return SHMQ_LIKELY(q->get.held) ? SHMQ_OK : claim(q, false);
+    return SHMQ_LIKELY(q->get.held) ? SHMQ_OK : claim_role(q, false);
 }
 
 /* ---- put ---- */

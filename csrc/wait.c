@@ -21,7 +21,9 @@
  * armed is a flag and not a count, so a dead waiter costs its waker one needless wake, once.  A waker
  * that dies between W0 and W3 costs the waiter the rest of one slice.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>

@@ -41,10 +41,14 @@ ffibuilder = FFI()
 ffibuilder.cdef(declarations() + GLUE)
 ffibuilder.set_source(
     "shmq._core",
-    '#include "shmq.h"\n#include "../shmq/_glue.h"\n',
-    sources=[f"csrc/{name}.c" for name in SOURCES],
+    # One translation unit, so that a put is one function to the compiler.
+    "".join(f'#include "{name}.c"\n' for name in SOURCES) + '#include "../shmq/_glue.h"\n',
     include_dirs=["csrc"],
-    depends=["shmq/_glue.h", *(f"csrc/{name}.h" for name in ("shmq", "core", "layout", "atomics"))],
+    depends=[
+        "shmq/_glue.h",
+        *(f"csrc/{name}.c" for name in SOURCES),
+        *(f"csrc/{name}.h" for name in ("shmq", "core", "layout", "atomics")),
+    ],
     define_macros=[("Py_LIMITED_API", "0x030b0000")],
     extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden"],
     py_limited_api=True,
