@@ -38,8 +38,8 @@ Found = tuple[NdArray, int, int]
 LATER = -1
 
 Send = Callable[..., int]
-Encoded = tuple[Send, tuple[Any, ...], int, Any]
-"""A C call, its arguments behind the handle, the payload's bytes, and what must stay alive meanwhile."""
+Encoded = tuple[Send, tuple[Any, ...], Callable[[], int], Any]
+"""A C call, its arguments behind the handle, what counts the message's bytes, and what must stay alive."""
 
 
 def _align(n: int) -> int:
@@ -49,10 +49,10 @@ def _align(n: int) -> int:
 def encode(obj: Any, allow_pickle: bool) -> Encoded:
     """How to put ``obj``.  Raises ``Unencodable``.  Copies no array."""
     if isinstance(obj, bytes):
-        return lib.py_put_as, (lib.SHMQ_RAW, obj, len(obj)), len(obj), None
+        return lib.py_put_as, (lib.SHMQ_RAW, obj, len(obj)), lambda: len(obj), None
     if isinstance(obj, (bytearray, memoryview)):
         return _encode_buffer(obj)
-    if not isinstance(obj, (str, int, float, list, dict, tuple, type(None))) or isinstance(obj, np.generic):
+    if type(obj) not in _PLAIN:
         found = tensor.as_array(obj)
         if found is not None:
             return _encode_array(*found)
@@ -61,17 +61,21 @@ def encode(obj: Any, allow_pickle: bool) -> Encoded:
     except (errors.Unencodable, OverflowError, RecursionError, TypeError, ValueError) as e:
         if allow_pickle:
             body = pickle.dumps(obj, protocol=5)
-            return lib.py_put_as, (lib.SHMQ_PICKLE, body, len(body)), len(body), None
+            return lib.py_put_as, (lib.SHMQ_PICKLE, body, len(body)), lambda: len(body), None
         if isinstance(e, errors.Unencodable):
             raise
         raise errors.Unencodable(f"cannot encode {type(obj).__name__}: {e}") from e
+
+
+_PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
+"""Types that are no arrays, without looking."""
 
 
 def _encode_buffer(obj: bytearray | memoryview) -> Encoded:
     view = memoryview(obj)
     if not view.contiguous:
         view = memoryview(view.tobytes())
-    return lib.py_put_buffer, (lib.SHMQ_RAW, b"", 0, id(view)), view.nbytes, view
+    return lib.py_put_buffer, (lib.SHMQ_RAW, b"", 0, id(view)), lambda: view.nbytes, view
 
 
 def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
@@ -79,11 +83,16 @@ def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
         return _encode_envelope(msgspec.msgpack.encode(_extension(0)), [(array, number, flags)])
     order = tensor.order_of(array)
     meta = tensor.pack_meta(number, order or "C", array.shape, flags)
+    size = array.nbytes
+
+    def count() -> int:
+        return size
+
     if not order:
-        return _gather, (lib.SHMQ_TENSOR, meta, b"", [array]), array.nbytes, None
+        return _gather, (lib.SHMQ_TENSOR, meta, b"", [array]), count, None
     if array.dtype.kind == "V":  # an ml_dtypes dtype, which the buffer protocol refuses
         array = tensor.bytes_alias(array)
-    return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), array.nbytes + len(meta), array
+    return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), count, array
 
 
 @lru_cache(maxsize=1024)
@@ -109,9 +118,13 @@ def _encode_message(obj: Any) -> Encoded:
 
     body = msgspec.msgpack.encode(obj, enc_hook=hook)
     if not found:
-        return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), len(body), None
-    size = _align(HEAD.size + tensor.META.size * len(found) + len(body))
-    return _send_envelope, (body, found), size + sum(_align(a.nbytes) for a, _, _ in found), None
+        return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), lambda: len(body), None
+
+    def count() -> int:
+        head = HEAD.size + tensor.META.size * len(found) + len(body)
+        return _align(head) + sum(_align(array.nbytes) for array, _, _ in found)
+
+    return _send_envelope, (body, found), count, None
 
 
 def _send_envelope(c: Any, body: bytes, found: list[Found]) -> int:
@@ -141,10 +154,13 @@ def _encode_envelope(body: bytes, found: list[Found]) -> Encoded:
         arrays.append(array)
         dense = dense and bool(order)
     head = HEAD.pack(len(table), len(body)) + table + body
-    size = _align(len(head)) + sum(_align(a.nbytes) for a in arrays)
+
+    def count() -> int:
+        return _align(len(head)) + sum(_align(array.nbytes) for array in arrays)
+
     if dense:
-        return lib.py_put_described, (head, len(head), id(arrays)), size, arrays
-    return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), size, None
+        return lib.py_put_described, (head, len(head), id(arrays)), count, arrays
+    return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), count, None
 
 
 def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
@@ -186,7 +202,7 @@ def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool)
             raise ValueError(f"codec {codec} is unknown to this version")
     except errors.DecodeError:
         raise
-    except (ValueError, TypeError, OverflowError, MemoryError, RecursionError, ImportError) as e:
+    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError, ImportError) as e:
         raise errors.DecodeError(
             f"a {NAMES.get(codec, 'message')} message of {memoryview(payload).nbytes} bytes cannot be "
             f"decoded ({e}); its bytes are in this error's .payload",
@@ -212,21 +228,19 @@ def _decode_envelope(item: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:
     if len(item) != 5:
         raise ValueError("an envelope whose head is longer than itself")
     _, payload, table, body, start = item
-    built: list[Any] = []
-    for spec, offset in tensor.unpack_table(table):
-        if spec.plain and arrays != "torch":
-            array: Any = np.ndarray(spec.shape, spec.dtype, payload, start + offset, None, spec.order)
-        else:
-            array = tensor.build(spec, payload, start + offset, arrays)
-        built.append(detach(array) if copy else array)
+    plain, specs = tensor.unpack_table(table)
+    if plain and arrays != "torch":
+        new = np.ndarray
+        built = [new(s.shape, s.dtype, payload, start + at, None, s.order) for s, at in specs]
+    else:
+        built = [tensor.build(s, payload, start + at, arrays) for s, at in specs]
+    if copy:
+        built = [detach(array) for array in built]
 
     def ext_hook(code: int, data: memoryview) -> Any:
-        if code != EXT_ARRAY:
-            return msgspec.msgpack.Ext(code, bytes(data))
-        index = int.from_bytes(data, "little")
-        if index >= len(built):
-            raise ValueError(f"array {index} of {len(built)}")
-        return built[index]
+        if code == EXT_ARRAY:
+            return built[data[0] | data[1] << 8 | data[2] << 16]
+        return msgspec.msgpack.Ext(code, bytes(data))
 
     return _unpack(body, kind, ext_hook)
 

@@ -184,14 +184,14 @@ class Queue:
     def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None) -> None:
         """Whatever is not bytes or a plain array, and whatever did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
-        send, args, size, keep = codec.encode(obj, self._options[0])
+        send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
             status = send(self._c, *args)
         while status:
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
-                self._wait_put(status, size, deadline)
+                self._wait_put(status, count(), deadline)
             else:
-                self._recover_or_raise(status, size)
+                self._recover_or_raise(status, count())
             status = send(self._c, *args)
         del keep  # alive until here: the C side reads it
 

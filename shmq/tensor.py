@@ -246,8 +246,10 @@ def pack_entry(array: NdArray, number: int, order: str, flags: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def unpack_table(table: bytes) -> tuple[tuple[Spec, int], ...]:
-    """Each array of an envelope and where it starts, counted from the first.  ValueError on garbage."""
+def unpack_table(table: bytes) -> tuple[bool, tuple[tuple[Spec, int], ...]]:
+    """The arrays of an envelope and where each starts, counted from the first; and if all are plain.
+
+    Raises ValueError on garbage."""
     specs = []
     at = offset = 0
     while at < len(table):
@@ -260,7 +262,7 @@ def unpack_table(table: bytes) -> tuple[tuple[Spec, int], ...]:
         spec = Spec(number, order, shape, flags, table[at - length : at])
         specs.append((spec, offset))
         offset += (spec.nbytes + ALIGNMENT - 1) & -ALIGNMENT
-    return tuple(specs)
+    return all(spec.plain for spec, _ in specs), tuple(specs)
 
 
 def build(spec: Spec, buffer: Any, offset: int, arrays: Arrays) -> Any:

@@ -1,24 +1,56 @@
-"""Shared fixtures: unique names, and nothing may be left in /dev/shm."""
+"""Shared fixtures: unique names, small queues, children with a watchdog, and nothing left in /dev/shm."""
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+
+import shmq
 
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("soak", deadline=None, max_examples=2000, stateful_step_count=100)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+SHM = Path("/dev/shm")
 RUN = f"t{os.getpid()}-{secrets.token_hex(3)}"
 """Marks the segments of this test process: several may run beside each other."""
 
+SMALL = {"ring_bytes": 1 << 16, "arena_bytes": 1 << 20}
+"""A queue that is made in a millisecond.  64 small pages and no large ones."""
+
+WATCHDOG_S = 60.0
+
 
 def segments_of_this_run() -> list[str]:
-    return [path.name for path in Path("/dev/shm").glob(f"shmq.*{RUN}*")]
+    return [path.name for path in SHM.glob(f"shmq.*{RUN}*")]
+
+
+def remove(names: list[str]) -> None:
+    for name in names:
+        (SHM / name).unlink(missing_ok=True)
+
+
+def own_anonymous() -> set[str]:
+    return {path.name for path in SHM.glob(f"shmq.anonymous-{os.getpid()}-*")}
+
+
+@pytest.fixture(autouse=True)
+def no_anonymous_leftovers() -> Iterator[None]:
+    """Anonymous queues that the test made in this process must be gone, too."""
+    before = own_anonymous()
+    yield
+    left = sorted(own_anonymous() - before)
+    remove(left)
+    assert not left, f"left in /dev/shm: {left}"
 
 
 @pytest.fixture
@@ -27,6 +59,109 @@ def name() -> Iterator[str]:
     unique = f"{RUN}-{secrets.token_hex(4)}"
     yield unique
     left = segments_of_this_run()
-    for leftover in left:
-        (Path("/dev/shm") / leftover).unlink(missing_ok=True)
+    remove(left)
     assert not left, f"left in /dev/shm: {left}"
+
+
+@pytest.fixture
+def make(name: str) -> Iterator[Callable[..., shmq.Queue]]:
+    """Opens or creates the queue ``name`` with small sizes; closes every handle and removes the name."""
+    opened: list[shmq.Queue] = []
+
+    def make(**arguments: Any) -> shmq.Queue:
+        queue = shmq.Queue(name, **{**SMALL, **arguments})
+        opened.append(queue)
+        return queue
+
+    yield make
+    for queue in opened:
+        queue.close()
+    with contextlib.suppress(shmq.SegmentNotFound):
+        shmq.unlink(name)
+
+
+@pytest.fixture
+def q(make: Callable[..., shmq.Queue]) -> shmq.Queue:
+    """A small queue, open for this test."""
+    return make()
+
+
+def poll(condition: Callable[[], Any], timeout: float = WATCHDOG_S) -> Any:
+    """The first true answer of ``condition``; fails where none comes in time."""
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "the watchdog's time is over"
+        time.sleep(0.002)
+    return answer
+
+
+@pytest.fixture(name="poll")
+def poll_fixture() -> Callable[..., Any]:
+    return poll
+
+
+class Script:
+    """A Python program that runs in a process of its own, with pipes on all three standard streams."""
+
+    def __init__(self, source: str, *arguments: str, options: tuple[str, ...] = (), **popen: Any) -> None:
+        # In a session of its own: what it forks goes with it when the watchdog barks.
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", source, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **popen,
+        )
+
+    def line(self) -> str:
+        """Its next line of output."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def say(self, text: str = "go") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def finish(self, timeout: float = WATCHDOG_S) -> tuple[int, str, str]:
+        """(exit status, rest of the output, errors)."""
+        try:
+            output, errors = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            pytest.fail(f"the child still ran after {timeout} s")
+        return self.process.returncode, output, errors
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, 9)
+        self.process.communicate()
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    """Starts Python programs; none survives the test."""
+    started: list[Script] = []
+
+    def script(source: str, *arguments: str, **popen: Any) -> Script:
+        started.append(Script(source, *arguments, **popen))
+        return started[-1]
+
+    yield script
+    for child in started:
+        child.stop()
+
+
+@pytest.fixture
+def run(script: Callable[..., Script]) -> Callable[..., str]:
+    """Runs a program to its end: it must exit with 0 and say nothing on stderr.  Returns its output."""
+
+    def run(source: str, *arguments: str, **popen: Any) -> str:
+        status, output, errors = script(source, *arguments, **popen).finish()
+        assert (status, errors) == (0, ""), f"exit status {status}\n{output}{errors}"
+        return output
+
+    return run
