@@ -10,7 +10,8 @@
  *     shmq_publish(b, &tensor, SHMQ_FOREVER);           shmq_message_release(&m);
  *     shmq_close(q);                                    shmq_close(q);
  *
- * Build: cc worker.c DIR/[the .c files] -IDIR -pthread, where DIR is what `shmq include` prints.
+ * Build: cc -O2 -flto worker.c DIR/[the .c files] -IDIR -pthread, where DIR is what `shmq include` prints;
+ * -flto lets the compiler see a put as one function.
  *
  * Results.  Every function returns an enum shmq_status; results go through the last pointers.
  * SHMQ_OK is 0.  SHMQ_FULL, SHMQ_ARENA_FULL and SHMQ_EMPTY are answers, not errors.

@@ -14,6 +14,7 @@ SOURCES = ["segment", "wait", "peers", "spsc", "arena", "recover", "shmq", "look
 GLUE = """
 int py_create(int fd, const shmq_params *params, shmq_queue **queue);
 int py_attach(int fd, shmq_queue **queue);
+int py_reattach(const shmq_queue *inherited, shmq_queue **queue);
 int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name);
 unsigned py_held(shmq_queue *q);
 int shmq_usable(const shmq_queue *q);

@@ -27,6 +27,7 @@
 #define SHMQ_GLUE_H
 
 #include <string.h>
+#include <unistd.h>
 
 #include "core.h"
 
@@ -108,6 +109,15 @@ static int py_attach(int fd, shmq_queue **queue) {
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_attach(fd, queue);
     PyEval_RestoreThread(state);
+    return status;
+}
+
+/* In a forked child: a handle of its own on the parent's segment, also where its name is gone. */
+static int py_reattach(const shmq_queue *inherited, shmq_queue **queue) {
+    int fd = shmq_segment_reopen(&inherited->segment);
+    if (fd < 0) return SHMQ_SYSTEM;
+    int status = py_attach(fd, queue);
+    close(fd);
     return status;
 }
 

@@ -372,12 +372,7 @@ class Queue:
         """In a forked child: replaces the parent's handle by one of this process's own.
 
         Views that were inherited show the parent's memory and do not keep it from being reused."""
-        handle, identity = segment.attach(self.name, 5.0)
-        if identity != self._identity:
-            raise errors.StaleHandle(
-                f"queue {self.name!r}: the name belongs to another segment now; open it anew"
-            )
-        self._bind(self.name, handle, identity, self._options)
+        self._bind(self.name, segment.reattach(self.name, self._c), self._identity, self._options)
 
     def _recover_or_raise(self, status: int, size: int) -> None:
         """Returns where trying again makes sense: a forked handle that could attach anew."""

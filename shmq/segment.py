@@ -130,6 +130,15 @@ def attach(name: str, timeout: float) -> tuple[Handle, Identity]:
         memory.close_fd()
 
 
+def reattach(name: str, inherited: Handle) -> Handle:
+    """A handle of a forked child's own, on the segment of the handle that it inherited."""
+    out = ffi.new("shmq_queue **")
+    status = lib.py_reattach(inherited, out)
+    if status != lib.SHMQ_OK:
+        errors.raise_status(status, name)
+    return _finish(out[0])
+
+
 def observe(name: str) -> Handle:
     """Maps read-only, without an entry in the peer table."""
     memory = _open(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CORE_SOURCES = HERE.parent.parent / "csrc"
-_FLAGS = ("-std=c11", "-O2", "-DNDEBUG", "-Wall", "-Wextra", "-pthread")
+_FLAGS = ("-std=c11", "-O2", "-flto", "-DNDEBUG", "-Wall", "-Wextra", "-pthread")
 _BUILD_TIMEOUT_S = 300.0
 
 CFFI_NAME = "_bench_cffi"
