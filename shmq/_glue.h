@@ -51,6 +51,9 @@
 struct lease {
     PyObject_HEAD
     shmq_block *block;
+    uint8_t meta[SHMQ_META_BYTES]; /* a loan's: what it will be published as */
+    uint32_t meta_bytes;
+    uint16_t codec;
 };
 
 static void lease_dealloc(PyObject *self) {
@@ -363,23 +366,42 @@ static int py_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_byte
 
 /* ---- loan ---- */
 
-/* `list` gets the loan as a Lease. */
-static int py_loan(shmq_queue *q, uint64_t bytes, uintptr_t list) {
+/* None: published; else the status.  Everything was prepared by py_loan: whoever has just filled a large array
+ * has little of this left in the caches. */
+static PyObject *lease_publish(PyObject *self, PyObject *Py_UNUSED(none)) {
+    struct lease *l = (struct lease *)self;
+    int status = shmq_put_begin(l->block->queue);
+    if (status == SHMQ_OK)
+        status = shmq_try_publish(l->block, l->codec, l->meta, l->meta_bytes, l->block->bytes);
+    if (status != SHMQ_OK) return PyLong_FromLong(status);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes) {
+    struct lease *l = (struct lease *)lease;
+    l->meta_bytes = (uint32_t)(meta_bytes <= SHMQ_META_BYTES ? meta_bytes : 0);
+    memcpy(l->meta, meta, l->meta_bytes);
+}
+
+/* `list` gets the loan as a Lease, and the function without arguments that publishes it. */
+static int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t meta_bytes,
+                   uintptr_t list) {
+    static PyMethodDef method = {"publish", lease_publish, METH_NOARGS, NULL};
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, &b);
     if (status != SHMQ_OK) return status;
     PyObject *lease = lease_new(b);
-    if (lease == NULL) shmq_block_release(b);
-    return append((PyObject *)list, lease);
-}
-
-static int py_publish(uintptr_t lease, int codec, const char *meta, size_t meta_bytes) {
-    shmq_block *b = ((struct lease *)lease)->block;
-    int status = shmq_put_begin(b->queue);
-    if (status == SHMQ_OK)
-        status = shmq_try_publish(b, (uint16_t)codec, meta, (uint32_t)meta_bytes, b->bytes);
-    return status;
+    if (lease == NULL) {
+        shmq_block_release(b);
+        return SHMQ_OUT_OF_SPACE;
+    }
+    ((struct lease *)lease)->codec = (uint16_t)codec;
+    py_describe((uintptr_t)lease, meta, meta_bytes);
+    PyObject *publish = PyCFunction_New(&method, lease);
+    status = append((PyObject *)list, lease);
+    return status == SHMQ_OK ? append((PyObject *)list, publish) : status;
 }
 
 static void py_discard(uintptr_t lease) { shmq_block_give_back(((struct lease *)lease)->block); }

@@ -169,17 +169,17 @@ def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray])
     if codec == lib.SHMQ_TENSOR:
         size = arrays[0].nbytes
     box: list[Any] = []
-    status: int = lib.py_loan(c, size, id(box))
+    status: int = lib.py_loan(c, size, codec, meta, len(meta), id(box))
     if status:
         return status
-    lease = box.pop()
+    lease, publish = box
     memoryview(lease)[: len(head)] = head
     at = _align(len(head))
     for array in arrays:
         order = tensor.order_of(array) or "C"
         np.copyto(np.ndarray(array.shape, array.dtype, lease, at, None, order), array)
         at += _align(array.nbytes)
-    return lib.py_publish(id(lease), codec, meta, len(meta))  # type: ignore[no-any-return]
+    return publish() or lib.SHMQ_OK  # type: ignore[no-any-return]
 
 
 def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool) -> Any:

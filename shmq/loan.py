@@ -1,5 +1,6 @@
 """``Loan``: an array of shared memory that is written in place and then becomes a message."""
 
+from collections.abc import Callable
 from math import prod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,6 +20,8 @@ class Loan:
 
     ``array`` is the memory: writable until published, then the consumer's (it is made read-only here;
     what views were taken of it before must not be written any more)."""
+
+    __slots__ = ("_flags", "_lease", "_number", "_queue", "_send", "array", "order", "shape")
 
     def __init__(
         self,
@@ -44,25 +47,27 @@ class Loan:
         self._queue = queue
         self._number = number
         self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
-        self._meta = tensor.pack_meta(number, order, self.shape, self._flags)
-        self._lease: Any = self._borrow(prod(self.shape) * storage.itemsize, deadline)
+        meta = tensor.pack_meta(number, order, self.shape, self._flags)
+        self._lease, self._send = self._borrow(prod(self.shape) * storage.itemsize, meta, deadline)
         self.array = np.ndarray(self.shape, storage, self._lease, 0, None, order)
 
-    def _borrow(self, size: int, deadline: int) -> Any:
+    def _borrow(self, size: int, meta: bytes, deadline: int) -> tuple[Any, Callable[[], int | None]]:
         box: list[Any] = []
         q = self._queue
-        while status := lib.py_loan(q._c, size, id(box)):
+        while status := lib.py_loan(q._c, size, lib.SHMQ_TENSOR, meta, len(meta), id(box)):
             if status == lib.SHMQ_ARENA_FULL:
                 q._wait_put(status, size, deadline)
             else:
                 q._recover_or_raise(status, size)
-        return box.pop()
+        lease, send = box
+        return lease, send
 
     def torch(self) -> Any:
         """The memory as a torch tensor of the loan's shape and dtype; the message arrives as one."""
         self._check_open()
         self._flags |= tensor.FROM_TORCH
-        self._meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
+        meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
+        lib.py_describe(id(self._lease), meta, len(meta))
         name = tensor.extended_name(self._number)
         array = self.array.view(tensor.carrier(self._number)) if name else self.array
         return tensor.to_torch(array, name)
@@ -71,23 +76,19 @@ class Loan:
         """Sends it: no copy.  Waits up to ``timeout`` seconds for room in the ring.
 
         On ``Full`` the loan is still open: publish again, or discard."""
-        # Short on purpose: whoever has just filled a large array has nothing of this in the caches.
-        lease = self._lease
-        if lease is None:
+        status = self._send()  # first and alone: after a large fill nothing else is in the caches
+        if status is not None:
             self._check_open()
-        status = lib.py_publish(id(lease), lib.SHMQ_TENSOR, self._meta, len(self._meta))
-        if status:
-            self._publish_slow(status, timeout)
+            self._publish_slow(status, deadline_ns(timeout))
         self._lease = None
         self.array.flags.writeable = False
 
-    def _publish_slow(self, status: int, timeout: float | None) -> None:
-        deadline = deadline_ns(timeout)
-        while status:
+    def _publish_slow(self, status: int | None, deadline: int) -> None:
+        while status is not None:
             if status != lib.SHMQ_FULL:
                 errors.raise_status(status, self._queue.name)
             self._queue._wait_put(status, 8, deadline)
-            status = lib.py_publish(id(self._lease), lib.SHMQ_TENSOR, self._meta, len(self._meta))
+            status = self._send()
 
     def discard(self) -> None:
         """Gives the pages back unpublished; again, or after publish: nothing."""
