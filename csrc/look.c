@@ -34,6 +34,7 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     memcpy(s->uuid, h->uuid, sizeof s->uuid);
     s->total_bytes = q->segment.geometry.total_bytes;
     s->inline_bytes = q->ring.inline_bytes;
+    s->full = !shmq_spsc_room(&q->ring, load_acquire(&q->ring.tail->cursor), q->ring.inline_bytes);
     s->peers = q->segment.geometry.peers;
     s->kind = q->segment.kind;
     s->lifecycle = load32_acquire(&q->control->roles.lifecycle);

@@ -143,6 +143,8 @@ typedef struct shmq_stats {
     uint64_t pages[6];       /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
+    uint32_t full;           /* 1: a payload of inline_bytes finds no room in the ring */
+    uint32_t unused;
     int32_t producer, consumer; /* index of the peer that has the role, or -1 */
     uint8_t uuid[16];
 } shmq_stats;

@@ -14,7 +14,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, get_origin
 
 import msgspec
 import numpy as np
@@ -37,9 +37,33 @@ Found = tuple[NdArray, int, int]
 """An array, its dtype number (or ``LATER``: not looked up yet), its tensor flags."""
 LATER = -1
 
+HANDLE_BYTES = 8
+"""Payload of a record whose message lies in a block."""
+ARRAY_INLINE_BYTES = 1024
+"""Arrays of up to this many bytes lie in the ring (``_glue.h``)."""
+
+
+class Size(NamedTuple):
+    """What a message takes: in the ring if it lies there, or in the arena."""
+
+    inline_bytes: int
+    block_bytes: int
+    is_array: bool
+
+    def record_bytes(self, limit: int) -> int:
+        """Payload of its ring record, where payloads of up to ``limit`` bytes lie in the ring."""
+        if self.is_array:
+            limit = min(limit, ARRAY_INLINE_BYTES + tensor.META.size)
+        return self.inline_bytes if self.inline_bytes <= limit else HANDLE_BYTES
+
+
 Send = Callable[..., int]
-Encoded = tuple[Send, tuple[Any, ...], Callable[[], int], Any]
-"""A C call, its arguments behind the handle, what counts the message's bytes, and what must stay alive."""
+Encoded = tuple[Send, tuple[Any, ...], Callable[[], Size], Any]
+"""A C call, its arguments behind the handle, what it will take, and what must stay alive meanwhile."""
+
+
+def _flat(size: int) -> Callable[[], Size]:
+    return lambda: Size(size, size, False)
 
 
 def _align(n: int) -> int:
@@ -49,19 +73,16 @@ def _align(n: int) -> int:
 def encode(obj: Any, allow_pickle: bool) -> Encoded:
     """How to put ``obj``.  Raises ``Unencodable``.  Copies no array."""
     if isinstance(obj, bytes):
-        return lib.py_put_as, (lib.SHMQ_RAW, obj, len(obj)), lambda: len(obj), None
+        return lib.py_put_as, (lib.SHMQ_RAW, obj, len(obj)), _flat(len(obj)), None
     if isinstance(obj, (bytearray, memoryview)):
         return _encode_buffer(obj)
-    if type(obj) not in _PLAIN:
-        found = tensor.as_array(obj)
-        if found is not None:
-            return _encode_array(*found)
     try:
+        if type(obj) not in _PLAIN and (found := tensor.as_array(obj)) is not None:
+            return _encode_array(*found)
         return _encode_message(obj)
     except (errors.Unencodable, OverflowError, RecursionError, TypeError, ValueError) as e:
         if allow_pickle:
-            body = pickle.dumps(obj, protocol=5)
-            return lib.py_put_as, (lib.SHMQ_PICKLE, body, len(body)), lambda: len(body), None
+            return _encode_pickle(obj)
         if isinstance(e, errors.Unencodable):
             raise
         raise errors.Unencodable(f"cannot encode {type(obj).__name__}: {e}") from e
@@ -71,28 +92,38 @@ _PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
 """Types that are no arrays, without looking."""
 
 
+def _encode_pickle(obj: Any) -> Encoded:
+    try:
+        body = pickle.dumps(obj, protocol=5)
+    except Exception as e:  # what pickling raises is up to the object
+        raise errors.Unencodable(f"cannot pickle {type(obj).__name__}: {e}") from e
+    return lib.py_put_as, (lib.SHMQ_PICKLE, body, len(body)), _flat(len(body)), None
+
+
 def _encode_buffer(obj: bytearray | memoryview) -> Encoded:
     view = memoryview(obj)
-    if not view.contiguous:
+    if not view.c_contiguous:
         view = memoryview(view.tobytes())
-    return lib.py_put_buffer, (lib.SHMQ_RAW, b"", 0, id(view)), lambda: view.nbytes, view
+    return lib.py_put_buffer, (lib.SHMQ_RAW, b"", 0, id(view)), _flat(view.nbytes), view
+
+
+def _exportable(array: NdArray, number: int) -> NdArray:
+    """A dense array itself, or its bytes where the buffer protocol has no name for its dtype."""
+    return array if 0 < number <= lib.SHMQ_COMPLEX128 else tensor.bytes_alias(array)
 
 
 def _encode_array(array: NdArray, number: int, flags: int) -> Encoded:
     if number == tensor.DESCRIBED or array.ndim > tensor.MAX_META_DIMS:
         return _encode_envelope(msgspec.msgpack.encode(_extension(0)), [(array, number, flags)])
     order = tensor.order_of(array)
+    if not order and array.nbytes <= ARRAY_INLINE_BYTES:
+        array, order = np.ascontiguousarray(array), "C"
     meta = tensor.pack_meta(number, order or "C", array.shape, flags)
-    size = array.nbytes
-
-    def count() -> int:
-        return size
-
+    size = Size(len(meta) + array.nbytes, array.nbytes, True)
     if not order:
-        return _gather, (lib.SHMQ_TENSOR, meta, b"", [array]), count, None
-    if array.dtype.kind == "V":  # an ml_dtypes dtype, which the buffer protocol refuses
-        array = tensor.bytes_alias(array)
-    return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), count, array
+        return _gather, (lib.SHMQ_TENSOR, meta, b"", [array]), lambda: size, None
+    array = _exportable(array, number)
+    return lib.py_put_buffer, (lib.SHMQ_TENSOR, meta, len(meta), id(array)), lambda: size, array
 
 
 @lru_cache(maxsize=1024)
@@ -101,30 +132,70 @@ def _extension(index: int) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(EXT_ARRAY, index.to_bytes(4, "little"))
 
 
+_NATIVE_CHARS = frozenset("?bBhHiIlLqQefdFD")
+_SCALARS: tuple[Any, ...] = (str, bytes, int, float)
+
+
 def _encode_message(obj: Any) -> Encoded:
     found: list[Found] = []
 
     def hook(part: Any) -> Any:
-        if type(part) is np.ndarray:
+        if type(part) is np.ndarray and part.dtype.char in _NATIVE_CHARS:
             found.append((part, LATER, 0))
         elif (array := tensor.as_array(part)) is not None:
             found.append(array)
         else:
-            raise errors.Unencodable(
-                f"cannot encode {type(part).__name__} inside a message: use numbers, str, bytes, list, dict, "
-                "dataclass, msgspec.Struct and arrays; or open sender and receiver with allow_pickle=True"
-            )
+            return _base(part)
         return _extension(len(found) - 1)
 
     body = msgspec.msgpack.encode(obj, enc_hook=hook)
     if not found:
-        return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), lambda: len(body), None
+        return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), _flat(len(body)), None
+    if body.count(_EXTENSION_MARK) != len(found):
+        _check_extensions(body, len(found))
 
-    def count() -> int:
-        head = HEAD.size + tensor.META.size * len(found) + len(body)
-        return _align(head) + sum(_align(array.nbytes) for array, _, _ in found)
+    def size() -> Size:
+        head = HEAD.size + sum(8 + 8 * array.ndim for array, _, _ in found) + len(body)
+        return _envelope_size(head, [array for array, _, _ in found])
 
-    return _send_envelope, (body, found), count, None
+    return _send_envelope, (body, found), size, None
+
+
+def _base(part: Any) -> Any:
+    """A subclass of a scalar as the scalar that it is."""
+    for base in _SCALARS:
+        if isinstance(part, base):
+            return base.__getnewargs__(part)[0]
+    raise errors.Unencodable(
+        f"cannot encode {type(part).__name__} inside a message: use numbers, str, bytes, list, dict, "
+        "dataclass, msgspec.Struct and arrays; or open sender and receiver with allow_pickle=True"
+    )
+
+
+_EXTENSION_MARK = bytes((0xD6, EXT_ARRAY))
+"""How our extensions start: msgpack's "fixext 4", then the code."""
+
+
+def _check_extensions(body: bytes, expected: int) -> None:
+    """The mark may stand in any bytes; only an extension of the user's with our code would be confused."""
+    seen = 0
+
+    def ext_hook(code: int, data: memoryview) -> None:
+        nonlocal seen
+        seen += code == EXT_ARRAY
+
+    msgspec.msgpack.decode(body, ext_hook=ext_hook)
+    if seen != expected:
+        raise errors.Unencodable(
+            f"msgpack extension code {EXT_ARRAY} stands for arrays in shmq; use another code"
+        )
+
+
+def _envelope_size(head_bytes: int, arrays: list[NdArray]) -> Size:
+    at = head_bytes
+    for array in arrays:
+        at = _align(at) + array.nbytes
+    return Size(at, at, True)
 
 
 def _send_envelope(c: Any, body: bytes, found: list[Found]) -> int:
@@ -148,37 +219,33 @@ def _encode_envelope(body: bytes, found: list[Found]) -> Encoded:
         if number == LATER:
             number = tensor.dtype_number(array.dtype)
         order = tensor.order_of(array)
+        if not order and array.nbytes <= ARRAY_INLINE_BYTES:
+            array, order = np.ascontiguousarray(array), "C"
         table += tensor.pack_entry(array, number, order or "C", flags)
-        if order and array.dtype.kind in "VMm":  # no buffer protocol for these
-            array = tensor.bytes_alias(array)
-        arrays.append(array)
+        arrays.append(_exportable(array, number) if order else array)
         dense = dense and bool(order)
     head = HEAD.pack(len(table), len(body)) + table + body
-
-    def count() -> int:
-        return _align(len(head)) + sum(_align(array.nbytes) for array in arrays)
-
+    size = _envelope_size(len(head), arrays)
     if dense:
-        return lib.py_put_described, (head, len(head), id(arrays)), count, arrays
-    return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), count, None
+        return lib.py_put_described, (head, len(head), id(arrays)), lambda: size, arrays
+    return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), lambda: size, None
 
 
 def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
     """Puts arrays that are not dense: each is copied once, by numpy, from its strides into the block."""
-    size = _align(len(head)) + sum(_align(a.nbytes) for a in arrays)
-    if codec == lib.SHMQ_TENSOR:
-        size = arrays[0].nbytes
+    size = _envelope_size(len(head), arrays).block_bytes
     box: list[Any] = []
     status: int = lib.py_loan(c, size, codec, meta, len(meta), id(box))
     if status:
         return status
     lease, publish = box
     memoryview(lease)[: len(head)] = head
-    at = _align(len(head))
+    at = len(head)
     for array in arrays:
+        at = _align(at)
         order = tensor.order_of(array) or "C"
         np.copyto(np.ndarray(array.shape, array.dtype, lease, at, None, order), array)
-        at += _align(array.nbytes)
+        at += array.nbytes
     return publish() or lib.SHMQ_OK  # type: ignore[no-any-return]
 
 
@@ -202,18 +269,19 @@ def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool)
             raise ValueError(f"codec {codec} is unknown to this version")
     except errors.DecodeError:
         raise
-    except (ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError, ImportError) as e:
+    except Exception as e:  # a constructor of the user's type may raise anything
         raise errors.DecodeError(
             f"a {NAMES.get(codec, 'message')} message of {memoryview(payload).nbytes} bytes cannot be "
             f"decoded ({e}); its bytes are in this error's .payload",
-            bytes(payload),
+            b"".join((*item[2:], payload)) if len(item) == 3 else bytes(payload),
             codec,
         ) from e
     return detach(value) if copy else value
 
 
 def detach(array: Any) -> Any:
-    return array.clone() if tensor.is_torch(array) else array.copy()
+    """A private copy; arrays keep their order."""
+    return array.clone() if tensor.is_torch(array) else array.copy("K")
 
 
 def _decode_tensor(item: Any, arrays: Arrays) -> Any:
@@ -245,11 +313,11 @@ def _decode_envelope(item: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:
     return _unpack(body, kind, ext_hook)
 
 
-def _as_is(kind: type, value: Any) -> Any:
+def _as_is(kind: Any, value: Any) -> Any:
     """msgspec's hook for types that it does not know: arrays are already what they are."""
-    if isinstance(value, kind):
+    if isinstance(value, get_origin(kind) or kind):  # numpy.typing's hints are generic aliases
         return value
-    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    raise TypeError(f"expected {kind}, got {type(value).__name__}")
 
 
 def _unpack(body: Any, kind: Any, ext_hook: Callable[[int, memoryview], Any] | None) -> Any:

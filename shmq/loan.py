@@ -1,7 +1,9 @@
 """``Loan``: an array of shared memory that is written in place and then becomes a message."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from math import prod
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -10,9 +12,14 @@ import numpy as np
 from . import errors, tensor
 from ._core import lib
 from .clock import deadline_ns
+from .codec import HANDLE_BYTES, Size
 
 if TYPE_CHECKING:
     from .queue import Queue
+
+
+def _axes(shape: Any) -> tuple[int, ...]:
+    return tuple(map(index, shape)) if isinstance(shape, Iterable) else (index(shape),)
 
 
 class Loan:
@@ -32,7 +39,7 @@ class Loan:
         deadline: int,
     ) -> None:
         storage, number = tensor.parse_dtype(dtype)
-        self.shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        self.shape = (shape,) if isinstance(shape, int) else _axes(shape)
         if min(self.shape, default=0) < 0 or len(self.shape) > tensor.MAX_META_DIMS:
             raise ValueError(
                 f"shape {self.shape}: axes must not be negative, and there are at most {tensor.MAX_META_DIMS}"
@@ -47,8 +54,11 @@ class Loan:
         self._queue = queue
         self._number = number
         self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
+        size = prod(self.shape) * storage.itemsize
+        if size >= sys.maxsize or max(self.shape, default=0) >= sys.maxsize:
+            errors.raise_status(lib.SHMQ_TOO_LARGE, queue.name)
         meta = tensor.pack_meta(number, order, self.shape, self._flags)
-        self._lease, self._send = self._borrow(prod(self.shape) * storage.itemsize, meta, deadline)
+        self._lease, self._send = self._borrow(size, meta, deadline)
         self.array = np.ndarray(self.shape, storage, self._lease, 0, None, order)
 
     def _borrow(self, size: int, meta: bytes, deadline: int) -> tuple[Any, Callable[[], int | None]]:
@@ -56,7 +66,7 @@ class Loan:
         q = self._queue
         while status := lib.py_loan(q._c, size, lib.SHMQ_TENSOR, meta, len(meta), id(box)):
             if status == lib.SHMQ_ARENA_FULL:
-                q._wait_put(status, size, deadline)
+                q._wait_put(status, Size(size, size, is_array=True), deadline)
             else:
                 q._recover_or_raise(status, size)
         lease, send = box
@@ -87,7 +97,7 @@ class Loan:
         while status is not None:
             if status != lib.SHMQ_FULL:
                 errors.raise_status(status, self._queue.name)
-            self._queue._wait_put(status, 8, deadline)
+            self._queue._wait_put(status, Size(HANDLE_BYTES, 0, is_array=True), deadline)
             status = self._send()
 
     def discard(self) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from . import codec, errors, segment, stats
 from ._core import ffi, lib
 from .clock import deadline_ns, slice_end_ns
+from .codec import HANDLE_BYTES, Size
 from .loan import Loan
 from .stats import Peer, QueueStats
 from .tensor import Arrays
@@ -28,6 +29,8 @@ CURSOR_START = 0  # tests start near the wrap
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
 
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
+_anonymous: dict[str, tuple[segment.Identity, int]] = {}
+"""Names that go with their creator: segment and pid."""
 
 
 class Queue:
@@ -54,11 +57,11 @@ class Queue:
 
     __slots__ = (
         "__weakref__",
-        "_anonymous",
         "_c",
         "_identity",
         "_inline_bytes",
         "_options",
+        "_owns_name",
         "_put",
         "_take",
         "_take_many",
@@ -87,7 +90,8 @@ class Queue:
         options = _check_options(allow_pickle, arrays, type)
         if name is None:
             self._create(f"anonymous-{os.getpid()}-{secrets.token_hex(6)}", params, options)
-            self._anonymous = os.getpid()
+            self._owns_name = True
+            _anonymous[self.name] = self._identity, os.getpid()
             return
         for _ in range(100):
             try:
@@ -132,7 +136,7 @@ class Queue:
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
-        timeout: float = 5.0,
+        timeout: float | None = 5.0,
     ) -> Self:
         """Opens what exists; ``SegmentNotFound`` if nothing does.
 
@@ -145,7 +149,7 @@ class Queue:
         handle, identity = segment.create(name, params)
         self._bind(name, handle, identity, options)
 
-    def _attach(self, name: str, options: tuple[bool, Arrays, Any], timeout: float) -> None:
+    def _attach(self, name: str, options: tuple[bool, Arrays, Any], timeout: float | None) -> None:
         handle, identity = segment.attach(name, timeout)
         self._bind(name, handle, identity, options)
 
@@ -156,7 +160,7 @@ class Queue:
         self._c = handle
         self._identity = identity
         self._options = options
-        self._anonymous = 0
+        self._owns_name = False
         bound: list[Any] = []
         if lib.py_bind(handle, id(bound), id(np.ndarray), segment.check_name(name).encode()):
             raise MemoryError
@@ -177,6 +181,8 @@ class Queue:
 
         Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
         ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
+        if timeout is not None and block:
+            deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
         status = self._put(obj)
         if status is not None:
             self._put_slow(obj, status, block, timeout)
@@ -191,19 +197,19 @@ class Queue:
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
                 self._wait_put(status, count(), deadline)
             else:
-                self._recover_or_raise(status, count())
+                self._recover_or_raise(status, count().block_bytes)
             status = send(self._c, *args)
         del keep  # alive until here: the C side reads it
 
-    def _wait_put(self, status: int, size: int, deadline: int) -> None:
+    def _wait_put(self, status: int, size: Size, deadline: int) -> None:
         """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
         if time.monotonic_ns() >= deadline:
-            self._raise_full(status, size, waited=deadline > 0)
+            self._raise_full(status, size.block_bytes, waited=deadline > 0)
         c = self._c
         if status == lib.SHMQ_FULL:
-            lib.py_wait_put(c, min(size, self._inline_bytes), 0, slice_end_ns(deadline))
+            lib.py_wait_put(c, size.record_bytes(self._inline_bytes), 0, slice_end_ns(deadline))
         else:
-            lib.py_wait_put(c, 8, size, slice_end_ns(deadline))
+            lib.py_wait_put(c, HANDLE_BYTES, size.block_bytes, slice_end_ns(deadline))
 
     def _raise_full(self, status: int, size: int, waited: bool) -> None:
         if not waited:
@@ -220,6 +226,8 @@ class Queue:
 
         Raises ``Empty``, ``DecodeError`` (the message's bytes are in its ``.payload``), ``RoleTaken``,
         ``ShutDown``, ``Closed``, ``Corrupt``."""
+        if timeout is not None and block:
+            deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
         item = self._take() if block else self._try_take()
         if type(item) is bytes:
             return item
@@ -266,7 +274,8 @@ class Queue:
                 if sent > 0:
                     done += sent
                 elif sent == -lib.SHMQ_FULL:
-                    self._wait_put(lib.SHMQ_FULL, len(items[done]), deadline)
+                    n = len(items[done])
+                    self._wait_put(lib.SHMQ_FULL, Size(n, n, is_array=False), deadline)
                 else:
                     left = None if timeout is None else max(deadline - time.monotonic_ns(), 0) / 1e9
                     self.put(items[done], timeout=left)
@@ -282,6 +291,8 @@ class Queue:
         Raises like ``get``.  A ``DecodeError`` has the rest of the batch in ``.others``: nothing is lost."""
         if max_items < 1:
             raise ValueError(f"'max_items' must be at least 1, not {max_items}")
+        if timeout is not None:
+            deadline_ns(timeout)
         items = self._take_many(max_items)
         if type(items) is int:
             items = self._await_message(items, max_items, deadline_ns(timeout))
@@ -322,8 +333,7 @@ class Queue:
 
     def full(self) -> bool:
         """True if a message of ``inline_bytes`` would find no room in the ring now."""
-        s = self.stats()
-        return s.ring_bytes - s.ring_used_bytes < s.inline_bytes + 8
+        return self.stats().full
 
     def stats(self) -> QueueStats:
         """A snapshot of counters, ring and arena."""
@@ -361,18 +371,22 @@ class Queue:
 
         Views that are alive stay valid; the memory is unmapped when the last one dies."""
         lib.shmq_close(self._c)
-        if self._anonymous == os.getpid():
-            segment.unlink_if(self.name, self._identity)
+        if self._owns_name:
+            _forget(self.name)
 
     def unlink(self) -> None:
         """Removes the name, if it is still this segment's.  Whoever is attached goes on."""
         segment.unlink_if(self.name, self._identity)
 
     def reattach(self) -> None:
-        """In a forked child: replaces the parent's handle by one of this process's own.
+        """In a forked child: replaces the parent's handle by one of this process's own; else nothing.
 
         Views that were inherited show the parent's memory and do not keep it from being reused."""
-        self._bind(self.name, segment.reattach(self.name, self._c), self._identity, self._options)
+        status = lib.shmq_usable(self._c)
+        if status == lib.SHMQ_FORKED:
+            self._bind(self.name, segment.reattach(self.name, self._c), self._identity, self._options)
+        elif status:
+            errors.raise_status(status, self.name)
 
     def _recover_or_raise(self, status: int, size: int) -> None:
         """Returns where trying again makes sense: a forked handle that could attach anew."""
@@ -417,6 +431,8 @@ def _params(kind: str, ring_bytes: int, arena_bytes: int, inline_bytes: int, max
         ("max_peers", max_peers, 1, 4095),
     ]
     for label, value, low, high in limits:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{label}={value!r}: must be an int")
         if not low <= value <= high:
             raise ValueError(f"{label}={value:,}: must be between {low:,} and {high:,}")
     ring = max(4096, 1 << (ring_bytes - 1).bit_length())
@@ -444,7 +460,17 @@ def _unpickle(cls: type[Queue], name: str, uuid: str, options: tuple[bool, Array
     return self
 
 
+def _forget(name: str) -> None:
+    """Removes an anonymous queue's name, in the process that made it."""
+    identity, creator = _anonymous.get(name, (None, 0))
+    if identity is not None and creator == os.getpid():
+        del _anonymous[name]
+        segment.unlink_if(name, identity)
+
+
 @atexit.register
 def _close_all() -> None:
     for handle in list(_open_handles):
         handle.close()
+    for name in list(_anonymous):  # of handles that were dropped without close()
+        _forget(name)

@@ -18,6 +18,7 @@ import posix_ipc
 
 from . import errors
 from ._core import ffi, lib
+from .clock import deadline_ns
 from .limits import SHM, available_bytes
 
 PREFIX = "shmq."
@@ -111,14 +112,14 @@ def create(name: str, params: Any) -> tuple[Handle, Identity]:
         memory.close_fd()
 
 
-def attach(name: str, timeout: float) -> tuple[Handle, Identity]:
+def attach(name: str, timeout: float | None) -> tuple[Handle, Identity]:
     """Attaches; waits up to ``timeout`` seconds for a creator that is still initialising."""
+    deadline = deadline_ns(timeout)
     memory = _open(name)
     out = ffi.new("shmq_queue **")
-    deadline = time.monotonic() + timeout
     try:
         while (status := lib.py_attach(memory.fd, out)) == lib.SHMQ_NOT_READY:
-            if time.monotonic() >= deadline:
+            if time.monotonic_ns() >= deadline:
                 break
             time.sleep(0.001)
         if status == lib.SHMQ_OUT_OF_SPACE:

@@ -17,7 +17,8 @@ class QueueStats:
     """One queue at one moment.  Sizes in bytes.
 
     ``pages`` counts arena pages by state; "cont" are the pages behind a block's first.  ``producer`` and
-    ``consumer`` are indexes of peers, None where nobody has the role.  ``kind`` is "spsc"."""
+    ``consumer`` are indexes of peers, None where nobody has the role.  ``kind`` is "spsc".
+    ``full``: a message of ``inline_bytes`` would find no room in the ring."""
 
     name: str
     uuid: str
@@ -37,6 +38,7 @@ class QueueStats:
     max_peers: int
     producer: int | None
     consumer: int | None
+    full: bool
     shutdown: Literal["open", "draining", "immediate"]
 
 
@@ -121,6 +123,7 @@ def read(c: Any, name: str) -> QueueStats:
         max_peers=raw.peers,
         producer=_role(raw.producer),
         consumer=_role(raw.consumer),
+        full=bool(raw.full),
         shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
     )
 

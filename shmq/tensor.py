@@ -11,6 +11,7 @@ other byte orders) travel by their description, see ``numpy.lib.format``.
 
 import struct
 import sys
+import warnings
 from functools import lru_cache
 from math import prod
 from typing import Any, Literal
@@ -82,7 +83,7 @@ def dtype_number(dtype: np.dtype[Any]) -> int:
             f"arrays of dtype {dtype} hold Python objects, which have no place in shared memory; convert to "
             "a fixed-size dtype, or send a list"
         )
-    if dtype.kind == "V" and dtype.type is not np.void:
+    if dtype.type.__module__.partition(".")[0] != "numpy":
         if dtype.name in _EXTENDED:
             return _EXTENDED[dtype.name]
         raise errors.Unencodable(
@@ -98,7 +99,9 @@ def dtype_number(dtype: np.dtype[Any]) -> int:
 
 
 def _description(dtype: np.dtype[Any]) -> bytes:
-    return msgspec.msgpack.encode(np.lib.format.dtype_to_descr(dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a dtype's metadata does not travel
+        return msgspec.msgpack.encode(np.lib.format.dtype_to_descr(dtype))
 
 
 def _tuples(descr: Any) -> Any:
@@ -297,7 +300,6 @@ def _dress(array: NdArray, spec: Spec, arrays: Arrays) -> Any:
     return array[()] if spec.flags & IS_SCALAR and array.ndim == 0 else array
 
 
-@lru_cache(maxsize=256)
 def parse_dtype(dtype: Any) -> tuple[np.dtype[Any], int]:
     """(storage dtype, number) of what a user calls a dtype: numpy's, a name, torch's."""
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
