@@ -151,6 +151,19 @@ void shmq_release_struct(shmq_queue *q) {
 void shmq_pin(shmq_queue *q) { (void)add32_relaxed(&q->users, 1); }
 void shmq_unpin(shmq_queue *q) { drop_user(q); }
 
+/* A block that is ours keeps the mapping and the struct; once published it keeps them still, for whoever looks
+ * at the memory. */
+static void hold_block(shmq_queue *q) {
+    (void)add32_relaxed(&q->users, 1);
+    (void)add32_relaxed(&q->references, 1);
+    (void)add32_relaxed(&q->held, 1);
+}
+
+static void not_ours(shmq_block *b) {
+    b->word = 0;
+    (void)sub32_acq_rel(&b->queue->held, 1);
+}
+
 static void give_role(shmq_queue *q, shmq_a64 *role, struct shmq_side *side) {
     uint64_t mine = shmq_role_word(q->me.index, q->me.epoch);
     if (side->held) (void)cas_acq_rel(role, &mine, 0);
@@ -259,8 +272,7 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
     b->bytes = bytes;
     b->queue = q;
     b->unused = 0;
-    (void)add32_relaxed(&q->users, 1);
-    (void)add32_relaxed(&q->references, 1);
+    hold_block(q);
     *block = b;
     return SHMQ_OK;
 }
@@ -293,17 +305,19 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
         shmq_spsc_abort(&q->put.spsc, &before);
         return status;
     }
-    b->word = 0; /* the ring's now; what is left of the loan is the right to look at the memory */
+    not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
     shmq_put_commit(q, 1, bytes);
     return SHMQ_OK;
 }
 
 void shmq_block_give_back(shmq_block *b) {
     shmq_queue *q = b->queue;
-    if (b->word == 0 || is_forked(q)) return; /* a forked child's copy of a block owns nothing */
-    (void)shmq_arena_free(&q->arena, b->page, b->word);
-    b->word = 0;
-    (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
+    if (b->word == 0) return;
+    if (!is_forked(q)) { /* a forked child's copy of a block owns nothing */
+        (void)shmq_arena_free(&q->arena, b->page, b->word);
+        (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
+    }
+    not_ours(b);
 }
 
 void shmq_block_release(shmq_block *b) {
@@ -347,8 +361,7 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
     b->data = shmq_arena_data(&q->arena, b->page);
     b->queue = q;
     b->unused = 0;
-    (void)add32_relaxed(&q->users, 1);
-    (void)add32_relaxed(&q->references, 1);
+    hold_block(q);
     *block = b;
     return SHMQ_OK;
 }
@@ -356,7 +369,7 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
 /* The way back, for want of memory: the record is still the next one. */
 void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
     shmq_queue *q = b->queue;
-    if (shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK) b->word = 0;
+    if (shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK) not_ours(b);
     shmq_block_release(b);
 }
 

@@ -26,6 +26,7 @@
 #ifndef SHMQ_GLUE_H
 #define SHMQ_GLUE_H
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -117,8 +118,12 @@ static int py_attach(int fd, shmq_queue **queue) {
 
 /* In a forked child: a handle of its own on the parent's segment, also where its name is gone. */
 static int py_reattach(const shmq_queue *inherited, shmq_queue **queue) {
+    errno = 0;
     int fd = shmq_segment_reopen(&inherited->segment);
-    if (fd < 0) return SHMQ_SYSTEM;
+    if (fd < 0) {
+        if (errno != EMFILE && errno != ENFILE) errno = 0; /* it cannot be found any more */
+        return SHMQ_SYSTEM;
+    }
     int status = py_attach(fd, queue);
     close(fd);
     return status;
@@ -132,8 +137,8 @@ static int append(PyObject *list, PyObject *object) {
     return failed ? SHMQ_OUT_OF_SPACE : SHMQ_OK;
 }
 
-/* Blocks and loans of this handle that are still alive, views included. */
-static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->users) - load32_relaxed(&q->open); }
+/* Loans and leases of this handle that are still alive. */
+static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->held); }
 
 /* ---- put ---- */
 

@@ -10,8 +10,10 @@ before a message is taken, so a handler that raises (KeyboardInterrupt) leaves i
 import atexit
 import os
 import secrets
+import threading
 import time
 import weakref
+from multiprocessing import util
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -92,6 +94,8 @@ class Queue:
             self._create(f"anonymous-{os.getpid()}-{secrets.token_hex(6)}", params, options)
             self._owns_name = True
             _anonymous[self.name] = self._identity, os.getpid()
+            # Children of multiprocessing end without atexit, but not without this.
+            util.Finalize(None, _forget, args=(self.name,), exitpriority=0)
             return
         for _ in range(100):
             try:
@@ -470,7 +474,10 @@ def _forget(name: str) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    for handle in list(_open_handles):
-        handle.close()
+    # Daemon threads may be at work in a handle: closing it under them would print their tracebacks.  What is
+    # not closed is what a death leaves, which the next one to attach or to wait repairs.
+    if threading.active_count() == 1:
+        for handle in list(_open_handles):
+            handle.close()
     for name in list(_anonymous):  # of handles that were dropped without close()
         _forget(name)

@@ -46,8 +46,9 @@ def _not_found(name: str) -> NoReturn:
 
 def _open(name: str, flags: int = 0) -> posix_ipc.SharedMemory:
     """shm_open that speaks our errors.  glibc adds O_NOFOLLOW: a symlink is refused by the kernel."""
+    path = check_name(name)
     try:
-        return posix_ipc.SharedMemory(check_name(name), flags, 0o600)
+        return posix_ipc.SharedMemory(path, flags, 0o600)
     except posix_ipc.ExistentialError:
         if flags:
             raise errors.NameTaken(
@@ -56,7 +57,11 @@ def _open(name: str, flags: int = 0) -> posix_ipc.SharedMemory:
         _not_found(name)
     except (posix_ipc.PermissionsError, PermissionError):
         errors.raise_status(lib.SHMQ_WRONG_OWNER, name)
+    except ValueError:  # posix_ipc's word for EINVAL, the kernel's for a directory
+        errors.raise_status(lib.SHMQ_NOT_A_SEGMENT, name)
     except OSError as e:
+        if e.errno is None:  # posix_ipc's word for EMFILE and ENFILE
+            raise OSError(errno.EMFILE, f"queue {name!r}: {e}; close some, or raise ulimit -n") from None
         if e.errno == errno.ELOOP:
             errors.raise_status(
                 lib.SHMQ_NOT_A_SEGMENT,
@@ -94,22 +99,24 @@ def create(name: str, params: Any) -> tuple[Handle, Identity]:
     if needed_bytes == 0:
         errors.raise_status(lib.SHMQ_INVALID, name, "these sizes do not fit together")
     memory = _open(name, posix_ipc.O_CREX)
+    identity = _identity(memory.fd)
     out = ffi.new("shmq_queue **")
+    status = lib.SHMQ_OUT_OF_SPACE
     try:
         os.fchmod(memory.fd, 0o600)  # whatever the umask says
-        if needed_bytes > available_bytes()[0]:
-            _no_space(name, needed_bytes)
-        status = lib.py_create(memory.fd, params, out)
-        if status == lib.SHMQ_OUT_OF_SPACE:
-            _no_space(name, needed_bytes)
-        if status != lib.SHMQ_OK:
-            errors.raise_status(status, name)
-        return _finish(out[0]), _identity(memory.fd)
-    except BaseException:
-        posix_ipc.unlink_shared_memory(check_name(name))
-        raise
+        if needed_bytes <= available_bytes()[0]:
+            status = lib.py_create(memory.fd, params, out)
+        code = ffi.errno
     finally:
+        if out[0] == ffi.NULL:
+            unlink_if(name, identity)
         memory.close_fd()
+    if status == lib.SHMQ_OUT_OF_SPACE:  # now that what it had reserved is free again
+        _no_space(name, needed_bytes)
+    if status != lib.SHMQ_OK:
+        ffi.errno = code
+        errors.raise_status(status, name)
+    return _finish(out[0]), identity
 
 
 def attach(name: str, timeout: float | None) -> tuple[Handle, Identity]:
@@ -135,6 +142,10 @@ def reattach(name: str, inherited: Handle) -> Handle:
     """A handle of a forked child's own, on the segment of the handle that it inherited."""
     out = ffi.new("shmq_queue **")
     status = lib.py_reattach(inherited, out)
+    if status == lib.SHMQ_SYSTEM and ffi.errno == 0:  # the descriptor is closed, and the name not its own
+        if not os.path.lexists(SHM / (PREFIX + name)):
+            _not_found(name)
+        raise errors.StaleHandle(f"queue {name!r}: the name belongs to another segment now; open it anew")
     if status != lib.SHMQ_OK:
         errors.raise_status(status, name)
     return _finish(out[0])

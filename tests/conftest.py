@@ -103,10 +103,17 @@ def poll_fixture() -> Callable[..., Any]:
 class Script:
     """A Python program that runs in a process of its own, with pipes on all three standard streams."""
 
-    def __init__(self, source: str, *arguments: str, options: tuple[str, ...] = (), **popen: Any) -> None:
+    def __init__(
+        self,
+        source: str,
+        *arguments: str,
+        options: tuple[str, ...] = (),
+        wrapper: tuple[str, ...] = (),
+        **popen: Any,
+    ) -> None:
         # In a session of its own: what it forks goes with it when the watchdog barks.
         self.process = subprocess.Popen(
-            [sys.executable, *options, "-c", source, *arguments],
+            [*wrapper, sys.executable, *options, "-c", source, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
