@@ -25,6 +25,12 @@ check: $(VENV)/built
 	$(PY) -m mypy
 	for f in $(C_FILES); do cc $(CFLAGS_CHECK) -c $$f -o /dev/null || exit 1; done
 
+asan: $(VENV)/built
+	$(PY) tests/sanitize.py asan
+
+tsan: $(VENV)/built
+	$(PY) tests/sanitize.py tsan
+
 bench: $(VENV)/built
 	$(PY) -m bench
 

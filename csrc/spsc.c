@@ -111,7 +111,9 @@ static int refresh_far(const struct shmq_spsc *ring, const struct shmq_cursor_li
 bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t bytes) {
     uint64_t size = record_bytes(bytes), end = to_end(ring, cursor);
     uint64_t need = size > end ? end + size : size;
-    return cursor + need - load_acquire(&ring->head->cursor) <= ring->capacity;
+    uint64_t used = cursor - load_acquire(&ring->head->cursor);
+    /* More than a ring: `cursor` is old, other threads of ours have put since.  Worth another try. */
+    return used > ring->capacity || used + need <= ring->capacity;
 }
 
 /* Writes a record's header behind what is reserved already.  The caller fills record->payload, may
