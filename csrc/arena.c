@@ -31,7 +31,7 @@ static const struct shmq_tier *tier_of(const struct shmq_arena *a, uint32_t page
     return page < a->large.first ? &a->small : &a->large;
 }
 static uint32_t pages_for(const struct shmq_tier *t, uint64_t bytes) {
-    uint64_t pages = bytes == 0 ? 1 : (bytes + t->page_bytes - 1) / t->page_bytes;
+    uint64_t pages = bytes / t->page_bytes + (bytes % t->page_bytes != 0 || bytes == 0); /* no overflow */
     return pages > t->pages ? UINT32_MAX : (uint32_t)pages;
 }
 static bool is_free(uint64_t word) { return shmq_word_state(word) == SHMQ_PAGE_FREE; }
@@ -235,7 +235,7 @@ int shmq_arena_valid(const struct shmq_arena *a) {
     return SHMQ_OK;
 }
 
-/* ---- repair: called with the dead owner's byte lock held ---- */
+/* ---- repair: called with the dead owner's reaper lock held ---- */
 
 void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uint64_t position) {
     uint32_t page = shmq_handle_page(handle);

@@ -63,6 +63,9 @@ int64_t shmq_now_ns(void);
 void shmq_wait_register(void);
 extern bool shmq_fence_on_publish; /* this process could not register: it fences itself */
 long shmq_cpus_online(void);
+/* No fork of this process falls between the two: a child would keep copies of descriptors, and their locks. */
+void shmq_fork_lock(void);
+void shmq_fork_unlock(void);
 /* True while the process has not forked since `canary` was read. */
 uint64_t shmq_process_canary(void);
 extern const volatile uint64_t *shmq_canary;
@@ -101,8 +104,8 @@ int shmq_peers_join(struct shmq_segment *segment, struct shmq_membership *me);
 void shmq_peers_leave(struct shmq_segment *segment, struct shmq_membership *me);
 /* 1 alive, 0 dead, -1 not known (never a death verdict). */
 int shmq_peers_alive(const struct shmq_segment *segment, uint32_t index);
-/* Takes a dead LIVE peer's byte lock.  Returns the descriptor that holds it, or -1: not dead, or
- * someone else is at it.  Finish with shmq_peers_verdict_end. */
+/* Takes the reaper's lock for a dead LIVE peer.  Returns the descriptor that holds it, or -1: not dead, or
+ * someone else is at it.  No fork until the end.  Finish with shmq_peers_verdict_end. */
 int shmq_peers_verdict_begin(struct shmq_segment *segment, uint32_t index, uint64_t *epoch);
 void shmq_peers_verdict_end(struct shmq_segment *segment, uint32_t index, uint64_t epoch, int lock);
 
@@ -148,7 +151,7 @@ bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t byte
 bool shmq_spsc_unread(const struct shmq_spsc *ring, uint64_t cursor);
 /* For onlookers: the message `index` places behind the head, read without taking it. */
 int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_record *record);
-/* Messages that passed a cursor line; exact unless someone writes garbage. */
+/* Messages that passed a cursor line; exact for a side that stands still, else of some moment during the call. */
 uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line);
 
 /* ---- arena.c ---- */
@@ -239,10 +242,8 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
                    const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
-/* Wait until a record of record_bytes, and a block of block_bytes unless that is 0, seem to fit, or a message to
- * be there.  `cursor` is our side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
-int shmq_wait_put(shmq_queue *q, uint64_t cursor, uint32_t record_bytes, uint64_t block_bytes,
-                  int64_t deadline_ns);
+/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is our side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
+int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
 void shmq_pin(shmq_queue *q);

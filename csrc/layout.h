@@ -120,7 +120,7 @@ struct shmq_control {
 /* ---- peer table ---------------------------------------------------------------------------- */
 
 /* word = state:8 | epoch:56.  FREE -> LIVE by whoever holds the slot's byte lock; LIVE -> FREE(epoch+1)
- * by the owner on detach or by a reaper that holds the byte lock, after a completed scan. */
+ * by the owner on detach or by the one reaper, after a completed scan. */
 enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
 
 struct shmq_event {

@@ -10,6 +10,11 @@
  * mapping; not by closerange(), not by a thread's end, and a forked child does not keep it.  A stopped
  * process stays alive.  Pids play no part, so PID namespaces and reused pids do not matter.
  *
+ * A fork copies descriptors, and a child would keep a lock whose description it got a copy of; so no fork may
+ * fall between open and close (shmq_fork_lock).
+ *
+ * Reapers exclude each other on another byte, REAP_BYTE + i: while one is at work, the peer still looks dead.
+ *
  * Order: the byte is locked before the slot word says LIVE, and the word says FREE before the byte is
  * unlocked.  Hence LIVE + unlocked means dead, for ever: a verdict that cannot be revoked.  Where the
  * kernel cannot be asked there is no verdict.
@@ -36,16 +41,23 @@ static uint64_t peer_word(uint32_t state, uint64_t epoch) { return state | epoch
 static uint32_t peer_state(uint64_t word) { return (uint32_t)(word & 0xff); }
 static uint64_t peer_epoch(uint64_t word) { return word >> 8; }
 
-static int lock_byte(int fd, int command, uint32_t index, short *type) {
-    struct flock lock = {.l_type = *type, .l_whence = SEEK_SET, .l_start = (off_t)index, .l_len = 1};
+#define REAP_BYTE 8192u /* behind the bytes of all peers */
+
+static int lock_byte(int fd, int command, uint32_t byte, short *type) {
+    struct flock lock = {.l_type = *type, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
     int result = fcntl(fd, command, &lock);
     *type = lock.l_type;
     return result;
 }
 
-static bool try_lock(int fd, uint32_t index) {
+static bool try_lock(int fd, uint32_t byte) {
     short type = F_WRLCK;
-    return lock_byte(fd, F_OFD_SETLK, index, &type) == 0;
+    return lock_byte(fd, F_OFD_SETLK, byte, &type) == 0;
+}
+
+static void unlock(int fd, uint32_t byte) {
+    short type = F_UNLCK;
+    (void)lock_byte(fd, F_OFD_SETLK, byte, &type);
 }
 
 /* Field 22 of /proc/self/stat: with the pid it names a process for people.  0 where /proc is not there. */
@@ -77,26 +89,22 @@ static void introduce(struct shmq_peer *peer) {
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) store_relaxed(counters[i], 0);
 }
 
-int shmq_peers_join(struct shmq_segment *s, struct shmq_membership *me) {
-    int fd = shmq_segment_reopen(s);
-    if (fd < 0) return SHMQ_SYSTEM;
+static int join(struct shmq_segment *s, int fd, struct shmq_membership *me) {
     for (uint32_t i = 0; i < s->geometry.peers; i++) {
         struct shmq_peer *peer = &s->peers[i];
         if (peer_state(load_relaxed(&peer->word)) != SHMQ_PEER_FREE) continue;
-        if (!try_lock(fd, i)) continue; /* someone is just joining or reaping here */
+        if (!try_lock(fd, i)) continue; /* someone is just joining here */
         uint64_t word = load_acquire(&peer->word);
         if (peer_state(word) != SHMQ_PEER_FREE) { /* joined and died meanwhile: a reaper's work */
-            short type = F_UNLCK;
-            (void)lock_byte(fd, F_OFD_SETLK, i, &type);
+            unlock(fd, i);
             continue;
         }
         void *pin = mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0);
-        if (pin == MAP_FAILED || madvise(pin, SHMQ_PAGE, MADV_DONTFORK) != 0) {
-            if (pin != MAP_FAILED) munmap(pin, SHMQ_PAGE);
-            close(fd);
+        if (pin == MAP_FAILED) return SHMQ_SYSTEM;
+        if (madvise(pin, SHMQ_PAGE, MADV_DONTFORK) != 0) {
+            munmap(pin, SHMQ_PAGE);
             return SHMQ_SYSTEM;
         }
-        close(fd); /* the mapping holds the description, and with it the lock */
         introduce(peer);
         me->pin = pin;
         me->index = i;
@@ -104,8 +112,16 @@ int shmq_peers_join(struct shmq_segment *s, struct shmq_membership *me) {
         store_release(&peer->word, peer_word(SHMQ_PEER_LIVE, me->epoch));
         return SHMQ_OK;
     }
-    close(fd);
     return SHMQ_PEERS_FULL;
+}
+
+int shmq_peers_join(struct shmq_segment *s, struct shmq_membership *me) {
+    shmq_fork_lock();
+    int fd = shmq_segment_reopen(s);
+    int status = fd < 0 ? SHMQ_SYSTEM : join(s, fd, me);
+    if (fd >= 0) close(fd); /* the mapping holds the description, and with it the lock */
+    shmq_fork_unlock();
+    return status;
 }
 
 void shmq_peers_leave(struct shmq_segment *s, struct shmq_membership *me) {
@@ -139,22 +155,25 @@ int shmq_peers_verdict_begin(struct shmq_segment *s, uint32_t index, uint64_t *e
     struct shmq_peer *peer = &s->peers[index];
     if (peer_state(load_relaxed(&peer->word)) != SHMQ_PEER_LIVE) return -1;
     if (shmq_peers_alive(s, index) != 0) return -1;
+    shmq_fork_lock();
     /* A description of our own: if we die, the kernel lets the next reaper in. */
     int fd = shmq_segment_reopen(s);
-    if (fd < 0) return -1;
-    if (try_lock(fd, index)) {
-        /* Nobody can join here now.  Look again: another reaper may have just finished. */
+    if (fd >= 0 && try_lock(fd, REAP_BYTE + index)) {
+        /* Look again: another reaper may have just finished, and a newcomer joined.  LIVE and unlocked stays
+         * so from here: only the reaper, which is us, frees the slot, and nobody joins one that is LIVE. */
         uint64_t word = load_acquire(&peer->word);
-        if (peer_state(word) == SHMQ_PEER_LIVE) {
+        if (peer_state(word) == SHMQ_PEER_LIVE && shmq_peers_alive(s, index) == 0) {
             *epoch = peer_epoch(word);
-            return fd;
+            return fd; /* fork lock held, until the verdict's end */
         }
     }
-    close(fd);
+    if (fd >= 0) close(fd);
+    shmq_fork_unlock();
     return -1;
 }
 
 void shmq_peers_verdict_end(struct shmq_segment *s, uint32_t index, uint64_t epoch, int lock) {
     store_release(&s->peers[index].word, peer_word(SHMQ_PEER_FREE, epoch + 1));
     close(lock);
+    shmq_fork_unlock();
 }

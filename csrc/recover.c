@@ -1,7 +1,7 @@
 /* recover.c: the order of repair.
  *
- * Idea: a reaper takes the dead peer's byte lock, so there is one reaper per dead peer at a time, no newcomer
- * takes the slot under it, and if the reaper dies too, the kernel lets the next one in.  Each step below asks
+ * Idea: a reaper takes the dead peer's reaper lock, so there is one reaper per dead peer at a time; no newcomer
+ * takes the slot under it, because it is not FREE; and if the reaper dies too, the kernel lets the next one in.  Each step below asks
  * a structure to repair itself and may be repeated any number of times:
  *
  *   1. ring    the dead consumer's record that is still at the head gets its block back in flight

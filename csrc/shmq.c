@@ -27,7 +27,8 @@
 #include "core.h"
 
 #define OPEN_PATIENCE_NS INT64_C(1000000000)
-#define TAKE_SPINS 40 /* about a microsecond */
+#define TAKE_SPINS 40   /* about a microsecond */
+#define CLAIM_TRIES 200 /* a millisecond each, where another process repairs what the dead holder left */
 
 /* ---- life of a handle ---- */
 
@@ -127,6 +128,7 @@ int shmq_open(const char *name, shmq_queue **queue) {
     int error = errno;
     close(fd);
     errno = error;
+    if (status == SHMQ_OK) memcpy((*queue)->segment.name, path, sizeof path);
     return status;
 }
 
@@ -201,7 +203,7 @@ static int claim_role(shmq_queue *q, bool producer) {
     shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
     struct shmq_side *side = producer ? &q->put : &q->get;
     if (q->observer) return SHMQ_INVALID;
-    for (int tries = 0; tries < 8; tries++) {
+    for (int tries = 0; tries < CLAIM_TRIES; tries++) {
         uint64_t holder = load_acquire(role);
         if (holder == 0) {
             /* Acquire: what the last holder did to the ring is visible. */
@@ -215,6 +217,10 @@ static int claim_role(shmq_queue *q, bool producer) {
         if (owner >= q->segment.geometry.peers) return SHMQ_CORRUPT;
         if (shmq_peers_alive(&q->segment, owner) != 0) break;
         (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+        if (repaired == 0) { /* another reaper is at it: it will not be long */
+            const struct timespec pause = {.tv_nsec = 1000000};
+            (void)nanosleep(&pause, NULL);
+        }
     }
     return SHMQ_ROLE_TAKEN;
 }
@@ -238,7 +244,7 @@ int shmq_get_begin(shmq_queue *q) {
 /* ---- put ---- */
 
 static void count(shmq_a64 *counter, uint64_t n) {
-    store_relaxed(counter, load_relaxed(counter) + n); /* one writer: this peer */
+    store_relaxed(counter, load_relaxed(counter) + n); /* this peer writes; its threads may lose a count */
 }
 
 void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
@@ -333,8 +339,11 @@ void shmq_block_release(shmq_block *b) {
 
 int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
     int status = shmq_spsc_try_peek(&q->ring, &q->get.spsc, record);
-    if (status == SHMQ_EMPTY && load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING)
-        return SHMQ_SHUT_DOWN;
+    if (status == SHMQ_EMPTY && load32_acquire(&q->control->roles.lifecycle) != SHMQ_RUNNING) {
+        /* L2 <- L1: what was put before the shutdown is visible now. */
+        status = shmq_spsc_try_peek(&q->ring, &q->get.spsc, record);
+        if (status == SHMQ_EMPTY) return SHMQ_SHUT_DOWN;
+    }
     return status;
 }
 
@@ -394,8 +403,8 @@ bool shmq_spin_get(shmq_queue *q) {
 struct need {
     shmq_queue *q;
     uint64_t cursor;
-    uint32_t record_bytes;
-    uint64_t block_bytes;
+    uint64_t bytes;
+    bool for_block;
 };
 
 static bool not_running(const shmq_queue *q) {
@@ -404,9 +413,8 @@ static bool not_running(const shmq_queue *q) {
 static bool put_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
-    return not_running(q) ||
-           (shmq_spsc_room(&q->ring, need->cursor, need->record_bytes) &&
-            (need->block_bytes == 0 || shmq_arena_room(&q->arena, need->block_bytes)));
+    return not_running(q) || (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
+                                              : shmq_spsc_room(&q->ring, need->cursor, (uint32_t)need->bytes));
 }
 static bool get_ready(void *context) {
     const struct need *need = context;
@@ -430,14 +438,13 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
     }
 }
 
-int shmq_wait_put(shmq_queue *q, uint64_t cursor, uint32_t record_bytes, uint64_t block_bytes,
-                  int64_t deadline_ns) {
-    struct need need = {q, cursor, record_bytes, block_bytes};
+int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
+    struct need need = {q, cursor, bytes, for_block};
     return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
 }
 
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
-    struct need need = {q, cursor, 0, 0};
+    struct need need = {q, cursor, 0, false};
     return wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
 }
 
@@ -446,8 +453,9 @@ static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t 
                       int64_t deadline_ns) {
     if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
     shmq_pin(q);
-    int status = shmq_wait_put(q, q->put.spsc.cursor, record_bytes,
-                               tried == SHMQ_FULL ? 0 : block_bytes, deadline_ns);
+    bool for_block = tried == SHMQ_ARENA_FULL;
+    int status = shmq_wait_put(q, q->put.spsc.cursor, for_block, for_block ? block_bytes : record_bytes,
+                               deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -611,7 +619,7 @@ int shmq_shutdown(shmq_queue *q, int immediate) {
     uint32_t to = immediate ? SHMQ_STOPPED : SHMQ_DRAINING;
     uint32_t seen = load32_acquire(&q->control->roles.lifecycle);
     while (seen < to && !atomic_compare_exchange_strong(&q->control->roles.lifecycle, &seen, to)) {
-    }
+    } /* L1: seq_cst.  It only grows, so a failed CAS means that it is nearer to `to`. */
     shmq_eventcount_wake_slow(&q->control->not_empty);
     shmq_eventcount_wake_slow(&q->control->not_full);
     return SHMQ_OK;

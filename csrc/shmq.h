@@ -18,7 +18,7 @@
  *
  * Deadlines.  `deadline_ns` is an absolute CLOCK_MONOTONIC time (see shmq_deadline): retries never
  * stretch it.  SHMQ_NO_WAIT tries once, SHMQ_FOREVER has no end.  A call that a signal interrupted
- * returns SHMQ_INTERRUPTED and has changed nothing: handle the signal, then call again.
+ * returns SHMQ_INTERRUPTED and has changed nothing (shmq_put_many: see *done): handle the signal, call again.
  *
  * Threads.  One thread at a time per handle and side (put side, get side); a queue has one producer
  * and one consumer anyway.  Other threads open handles of their own.  shmq_block_release may be called
@@ -187,7 +187,8 @@ int shmq_open(const char *name, shmq_queue **queue);
 /* Ends the use of a handle and gives up its roles.  Blocks that are still held stay readable; the
  * memory is unmapped when the last one is released. */
 void shmq_close(shmq_queue *queue);
-/* shmq_close, and frees the handle itself once no block needs it.  `queue` may be NULL. */
+/* shmq_close, and frees the handle itself once no block needs it.  No call on it may be in progress.  `queue`
+ * may be NULL. */
 void shmq_free(shmq_queue *queue);
 
 /* ---- messages ---- */

@@ -49,15 +49,15 @@ void shmq_spsc_init(struct shmq_spsc *ring, uint64_t first_cursor) {
     }
 }
 
+/* Only a pair of cursors between which nobody moved says something. */
 int shmq_spsc_valid(const struct shmq_spsc *ring) {
-    /* head first: it only grows, so a tail loaded later is never behind it. */
-    uint64_t head = load_acquire(&ring->head->cursor);
-    uint64_t tail = load_acquire(&ring->tail->cursor);
-    if (((tail | head) & 7) != 0) return SHMQ_CORRUPT;
-    /* The consumer may have moved on meanwhile, so the distance may exceed the capacity by what it read. */
-    uint64_t head_now = load_acquire(&ring->head->cursor);
-    return tail - head_now <= ring->capacity || head_now - tail <= ring->capacity ? SHMQ_OK
-                                                                                 : SHMQ_CORRUPT;
+    for (int tries = 0; tries < 1000; tries++) {
+        uint64_t head = load_acquire(&ring->head->cursor);
+        uint64_t tail = load_acquire(&ring->tail->cursor);
+        if (plausible(ring, tail, head)) return SHMQ_OK;
+        if (load_acquire(&ring->head->cursor) == head) return SHMQ_CORRUPT;
+    }
+    return SHMQ_OK; /* the consumer is at work all the time: it checks each record itself */
 }
 
 uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line) {
@@ -65,7 +65,7 @@ uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line) {
         uint64_t cursor = load_acquire(&line->cursor);
         for (int i = 0; i < 2; i++) {
             uint64_t at = load_acquire(&line->tally[i].at); /* T2 <- T1: then the count is its own */
-            uint64_t messages = load_relaxed(&line->tally[i].messages);
+            uint64_t messages = load_acquire(&line->tally[i].messages); /* before the second look */
             if (at == cursor && load_acquire(&line->tally[i].at) == at &&
                 load_acquire(&line->cursor) == cursor)
                 return messages;
@@ -92,7 +92,7 @@ int shmq_spsc_side_load(const struct shmq_spsc *ring, bool producer, struct shmq
  * written before, visible.  Death between any two of the three stores: the old pair still matches. */
 static void publish(struct shmq_cursor_line *line, struct shmq_spsc_side *side) {
     side->flip ^= 1;
-    store_relaxed(&line->tally[side->flip].messages, side->messages);
+    store_release(&line->tally[side->flip].messages, side->messages); /* T0: after the last cursor */
     store_release(&line->tally[side->flip].at, side->ahead); /* T1 */
     side->cursor = side->ahead;
     store_release(&line->cursor, side->cursor); /* P1 -> C1 (tail), C2 -> P2 (head) */
@@ -207,9 +207,12 @@ int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_rec
     struct shmq_spsc_side onlooker = {.cursor = load_acquire(&ring->head->cursor)};
     onlooker.ahead = onlooker.cursor;
     onlooker.far_seen = load_acquire(&ring->tail->cursor);
-    if (!plausible(ring, onlooker.far_seen, onlooker.cursor)) return SHMQ_CORRUPT;
-    for (uint32_t i = 0;; i++) {
-        int status = shmq_spsc_try_peek(ring, &onlooker, record);
-        if (status != SHMQ_OK || i == index) return status;
+    int status = plausible(ring, onlooker.far_seen, onlooker.cursor) ? SHMQ_OK : SHMQ_CORRUPT;
+    for (uint32_t i = 0; status == SHMQ_OK; i++) {
+        status = shmq_spsc_try_peek(ring, &onlooker, record);
+        if (i == index) break;
     }
+    /* What looks broken was overtaken, if the consumer moved meanwhile. */
+    bool overtaken = status == SHMQ_CORRUPT && load_acquire(&ring->head->cursor) != onlooker.cursor;
+    return overtaken ? SHMQ_EMPTY : status;
 }

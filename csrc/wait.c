@@ -62,26 +62,38 @@ int64_t shmq_deadline(int64_t timeout_ns) {
  * Where all share one CPU, the budget falls to its least by itself. */
 long shmq_cpus_online(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
 
-static void forget_canary(void) {
-    if (canary_page != NULL) *canary_page = 0;
+static void lock_process(void) { pthread_mutex_lock(&process_lock); }
+static void unlock_process(void) { pthread_mutex_unlock(&process_lock); }
+static void unlock_child(void) {
+    if (canary_page != NULL) *canary_page = 0; /* also where the kernel could not be asked to */
+    pthread_mutex_unlock(&process_lock);
 }
+static void guard_forks(void) { (void)pthread_atfork(lock_process, unlock_process, unlock_child); }
+
+void shmq_fork_lock(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, guard_forks);
+    lock_process();
+}
+
+void shmq_fork_unlock(void) { unlock_process(); }
 
 /* A page that the kernel empties in a forked child, however it was forked. */
 uint64_t shmq_process_canary(void) {
-    pthread_mutex_lock(&process_lock);
+    shmq_fork_lock();
     if (canary_page == NULL) {
         void *page = mmap(NULL, SHMQ_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page == MAP_FAILED) {
-            pthread_mutex_unlock(&process_lock);
+            shmq_fork_unlock();
             return 0;
         }
-        if (madvise(page, SHMQ_PAGE, MADV_WIPEONFORK) != 0) pthread_atfork(NULL, NULL, forget_canary);
+        (void)madvise(page, SHMQ_PAGE, MADV_WIPEONFORK);
         canary_page = page;
         shmq_canary = canary_page;
     }
     if (*canary_page == 0) *canary_page = ++lives;
     uint64_t canary = *canary_page;
-    pthread_mutex_unlock(&process_lock);
+    shmq_fork_unlock();
     return canary;
 }
 

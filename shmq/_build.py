@@ -23,7 +23,7 @@ int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes,
 int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays);
 int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays);
 ssize_t py_put_many(shmq_queue *q, uintptr_t objects, ssize_t start);
-int py_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes, int64_t deadline_ns);
+int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns);
 int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t meta_bytes, uintptr_t list);
 void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);

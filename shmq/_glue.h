@@ -3,8 +3,9 @@
  * Idea: one C call per put and per get, and the result made straight from shared memory.
  *
  * The GIL.  cffi releases it around every call, which costs about as much as a whole put.  Here it is kept: a
- * try never waits, and holding it makes every operation on a handle atomic among Python threads.  What may take
- * long (waits, copies of more than 64 KiB, mapping) releases it itself.
+ * try never waits, and holding it makes its steps on a handle's private state atomic among Python threads.  What
+ * may take long (waits, copies of more than 64 KiB, mapping) releases it, and asks again afterwards whether the
+ * handle may go on.
  *
  * The hot three.  A put of bytes or of a plain array, a take and a take of many are built-in functions bound to
  * their handle (py_bind makes them), because cffi's conversion of three arguments costs more than the put itself
@@ -358,12 +359,11 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
     return i == start && status != SHMQ_OK ? -(Py_ssize_t)status : i - start;
 }
 
-static int py_wait_put(shmq_queue *q, uint32_t record_bytes, uint64_t block_bytes,
-                       int64_t deadline_ns) {
+static int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns) {
     uint64_t cursor = q->put.spsc.cursor; /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_put(q, cursor, record_bytes, block_bytes, deadline_ns);
+    int status = shmq_wait_put(q, cursor, for_block, bytes, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;
@@ -399,6 +399,7 @@ static int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, s
     if (status != SHMQ_OK) return status;
     PyObject *lease = lease_new(b);
     if (lease == NULL) {
+        PyErr_Clear();
         shmq_block_release(b);
         return SHMQ_OUT_OF_SPACE;
     }
@@ -406,7 +407,8 @@ static int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, s
     py_describe((uintptr_t)lease, meta, meta_bytes);
     PyObject *publish = PyCFunction_New(&method, lease);
     status = append((PyObject *)list, lease);
-    return status == SHMQ_OK ? append((PyObject *)list, publish) : status;
+    int second = append((PyObject *)list, publish);
+    return status == SHMQ_OK ? second : status;
 }
 
 static void py_discard(uintptr_t lease) { shmq_block_give_back(((struct lease *)lease)->block); }
@@ -446,6 +448,10 @@ static PyObject *labelled(uint16_t codec, PyObject *payload, PyObject *meta, con
             parts[2] = PyBytes_FromStringAndSize(table, (Py_ssize_t)sizes[0]);
             parts[3] = PyBytes_FromStringAndSize(table + sizes[0], (Py_ssize_t)sizes[1]);
             parts[4] = PyLong_FromUnsignedLongLong(aligned(at));
+            if (parts[2] == NULL || parts[3] == NULL || parts[4] == NULL) {
+                for (int i = 0; i < 5; i++) Py_XDECREF(parts[i]);
+                return NULL;
+            }
         }
     }
     return tuple_of(parts);
@@ -463,7 +469,8 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r,
         return NULL;
     }
     int is_array = r->codec == SHMQ_TENSOR || r->codec == SHMQ_ENVELOPE;
-    uint32_t meta_bytes = h->meta_bytes <= SHMQ_META_BYTES ? h->meta_bytes : 0;
+    uint32_t meta_bytes = *(const volatile uint32_t *)&h->meta_bytes; /* once */
+    if (meta_bytes > SHMQ_META_BYTES) meta_bytes = 0;
     uint64_t bytes = b->bytes;
     PyObject *meta = PyBytes_FromStringAndSize((const char *)h->meta, (Py_ssize_t)meta_bytes);
     PyObject *payload = is_array ? lease_new(b) : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
@@ -488,7 +495,10 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r,
         return payload;
     }
     PyObject *object = labelled(r->codec, payload, meta, is_array ? b->data : NULL, bytes);
-    if (object == NULL) *status = SHMQ_OUT_OF_SPACE; /* taken, and no memory left to say so */
+    if (object == NULL) { /* taken, and no memory left to hand it out */
+        PyErr_Clear();
+        *status = SHMQ_OUT_OF_SPACE;
+    }
     return object;
 }
 
@@ -537,7 +547,10 @@ static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *s
             run = 0;
             bytes = 0;
             PyObject *object = take(q, 0, status);
-            if (object != NULL && (*status = append(list, object)) == SHMQ_OK) done += 1;
+            if (object != NULL && (*status = append(list, object)) == SHMQ_OK) {
+                done += 1;
+                *status = shmq_get_begin(q); /* again: the GIL may have been away */
+            }
         } else if ((*status = append(list, from_record(&r))) == SHMQ_OK) {
             bytes += r.bytes;
             run += 1;

@@ -3,8 +3,8 @@
 A put is ``encode -> one C call``; a get is ``one C call -> decode``.  Only what did not go through at once
 takes the slow path: try, wait in slices of at most 100 ms so that Python runs its signal handlers, try again.
 
-Threads may share a handle: each C call is atomic under the GIL and waits release it.  Signals are served
-before a message is taken, so a handler that raises (KeyboardInterrupt) leaves it in the queue.
+Threads may share a handle: the steps of a C call are atomic under the GIL, waits and large copies release it.
+Signals are served before a message is taken, so a handler that raises (KeyboardInterrupt) leaves it there.
 """
 
 import atexit
@@ -22,7 +22,7 @@ import numpy as np
 from . import codec, errors, segment, stats
 from ._core import ffi, lib
 from .clock import deadline_ns, slice_end_ns
-from .codec import HANDLE_BYTES, Size
+from .codec import Size
 from .loan import Loan
 from .stats import Peer, QueueStats
 from .tensor import Arrays
@@ -33,6 +33,20 @@ DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
 _anonymous: dict[str, tuple[segment.Identity, int]] = {}
 """Names that go with their creator: segment and pid."""
+
+
+class _Reattaching:
+    """One thread at a time; a child that was forked in the middle of it starts with a free lock."""
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_reattaching = _Reattaching()
 
 
 class Queue:
@@ -211,9 +225,9 @@ class Queue:
             self._raise_full(status, size.block_bytes, waited=deadline > 0)
         c = self._c
         if status == lib.SHMQ_FULL:
-            lib.py_wait_put(c, size.record_bytes(self._inline_bytes), 0, slice_end_ns(deadline))
+            lib.py_wait_put(c, False, size.record_bytes(self._inline_bytes), slice_end_ns(deadline))
         else:
-            lib.py_wait_put(c, HANDLE_BYTES, size.block_bytes, slice_end_ns(deadline))
+            lib.py_wait_put(c, True, size.block_bytes, slice_end_ns(deadline))
 
     def _raise_full(self, status: int, size: int, waited: bool) -> None:
         if not waited:
@@ -386,11 +400,12 @@ class Queue:
         """In a forked child: replaces the parent's handle by one of this process's own; else nothing.
 
         Views that were inherited show the parent's memory and do not keep it from being reused."""
-        status = lib.shmq_usable(self._c)
-        if status == lib.SHMQ_FORKED:
-            self._bind(self.name, segment.reattach(self.name, self._c), self._identity, self._options)
-        elif status:
-            errors.raise_status(status, self.name)
+        with _reattaching.lock:
+            status = lib.shmq_usable(self._c)
+            if status == lib.SHMQ_FORKED:
+                self._bind(self.name, segment.reattach(self.name, self._c), self._identity, self._options)
+            elif status:
+                errors.raise_status(status, self.name)
 
     def _recover_or_raise(self, status: int, size: int) -> None:
         """Returns where trying again makes sense: a forked handle that could attach anew."""

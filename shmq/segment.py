@@ -129,6 +129,9 @@ def attach(name: str, timeout: float | None) -> tuple[Handle, Identity]:
             if time.monotonic_ns() >= deadline:
                 break
             time.sleep(0.001)
+            if os.fstat(memory.fd).st_nlink == 0:  # its creator failed, and took the name away
+                memory.close_fd()
+                memory = _open(name)
         if status == lib.SHMQ_OUT_OF_SPACE:
             errors.raise_status(status, name, "not enough address space or memory to map it")
         if status != lib.SHMQ_OK:

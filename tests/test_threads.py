@@ -183,6 +183,32 @@ def test_get_many_never_comes_back_empty_handed(q: shmq.Queue, team: Team) -> No
     assert sum(sizes) == 3000
 
 
+def test_a_put_that_waits_sees_room_also_when_another_thread_has_put_meanwhile(make: Make) -> None:
+    """The cursor that it waits with is old by then; a wake-up that came must not be slept through."""
+    q = make(ring_bytes=4096)
+    armed = np.memmap(f"/dev/shm/shmq.{q.name}", "u4", "r+", 4096 + 3 * 128 + 4, (1,))
+    late = 0
+    for _ in range(60):
+        fill(q)
+        armed[0] = 0  # nobody sleeps now
+        waiter = threading.Thread(target=q.put, args=(b"x" * 100,), kwargs={"timeout": PATIENCE})
+        waiter.start()
+        while not armed[0] and waiter.is_alive():
+            time.sleep(0.0005)
+        start = time.monotonic()
+        while q.qsize():
+            q.get()
+        for _ in range(200):
+            q.put(b"y")
+            q.get()
+        waiter.join(PATIENCE)
+        assert not waiter.is_alive()
+        late += time.monotonic() - start > 0.08  # its slice of 100 ms is over, or nearly
+        while q.qsize():
+            q.get()
+    assert late < 4, f"{late} of 60 waits slept on beside an empty ring"
+
+
 # ---- closing under a blocked call ----
 
 
