@@ -86,10 +86,10 @@ int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, sh
     out->codec = record.codec;
     out->bytes = record.bytes;
     if ((record.flags & SHMQ_RECORD_BLOCK) != 0) {
+        if (record.bytes != sizeof(uint64_t)) return SHMQ_CORRUPT;
         uint64_t handle = load_relaxed((shmq_a64 *)(void *)record.payload);
         uint32_t page = shmq_handle_page(handle);
-        if (record.bytes != sizeof handle || page >= q->arena.small.pages + q->arena.large.pages)
-            return SHMQ_CORRUPT;
+        if (page >= q->arena.small.pages + q->arena.large.pages) return SHMQ_CORRUPT;
         uint64_t word = load_acquire(&q->arena.words[page]);
         const struct shmq_block_header *h = &q->arena.headers[page];
         out->in_block = 1;

@@ -352,10 +352,10 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
                    const struct shmq_block_header **header) {
     shmq_block *b = malloc(sizeof *b);
     if (b == NULL) return SHMQ_OUT_OF_SPACE;
-    uint64_t handle = load_relaxed((shmq_a64 *)(void *)record->payload);
-    int status = record->bytes == sizeof handle
-                     ? shmq_arena_lease(&q->arena, handle, record->position, &b->page, &b->word)
-                     : SHMQ_CORRUPT;
+    int status = SHMQ_CORRUPT;
+    if (record->bytes == sizeof(uint64_t)) /* before it is read: a shorter one may end with the mapping */
+        status = shmq_arena_lease(&q->arena, load_relaxed((shmq_a64 *)(void *)record->payload),
+                                  record->position, &b->page, &b->word);
     /* Death here: LEASED(us) and still at the head; the reaper puts it back in flight. */
     if (status == SHMQ_OK) {
         struct shmq_block_header *h = &q->arena.headers[b->page];

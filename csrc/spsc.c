@@ -24,6 +24,8 @@
 
 #include "core.h"
 
+#define NO_CURSOR 1u /* cursors are multiples of 8: an entry that was never used matches none */
+
 static uint64_t record_bytes(uint32_t payload) {
     return (SHMQ_RECORD_HEADER + (uint64_t)payload + 7) & ~UINT64_C(7);
 }
@@ -44,7 +46,7 @@ void shmq_spsc_init(struct shmq_spsc *ring, uint64_t first_cursor) {
     struct shmq_cursor_line *lines[] = {ring->tail, ring->head};
     for (int i = 0; i < 2; i++) {
         store_relaxed(&lines[i]->tally[0].at, first_cursor);
-        store_relaxed(&lines[i]->tally[1].at, first_cursor);
+        store_relaxed(&lines[i]->tally[1].at, NO_CURSOR);
         store_relaxed(&lines[i]->cursor, first_cursor);
     }
 }
@@ -174,25 +176,25 @@ static int decode(const struct shmq_spsc *ring, uint64_t cursor, uint64_t unread
  * it whole is one store. */
 int shmq_spsc_try_peek(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer,
                        struct shmq_record *record) {
-    for (int pads = 0; pads < 2; pads++) { /* a pad is followed by a record, never by a pad */
-        if (consumer->ahead == consumer->far_seen) {
-            int status = refresh_far(ring, ring->tail, consumer, false);
-            if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
-            if (consumer->ahead == consumer->far_seen) return SHMQ_EMPTY;
-        }
-        uint64_t next;
-        int status = decode(ring, consumer->ahead, consumer->far_seen - consumer->ahead, record, &next);
+    uint64_t at = consumer->ahead, next;
+    if (at == consumer->far_seen) {
+        int status = refresh_far(ring, ring->tail, consumer, false);
         if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
-        if (SHMQ_UNLIKELY((record->flags & SHMQ_RECORD_PAD) != 0)) {
-            consumer->ahead = next;
-            continue;
-        }
-        if (SHMQ_UNLIKELY(record->bytes > ring->inline_bytes)) return SHMQ_CORRUPT;
-        consumer->ahead = next;
-        consumer->messages += 1;
-        return SHMQ_OK;
+        if (at == consumer->far_seen) return SHMQ_EMPTY;
     }
-    return SHMQ_CORRUPT;
+    int status = decode(ring, at, consumer->far_seen - at, record, &next);
+    if (SHMQ_UNLIKELY(status == SHMQ_OK && (record->flags & SHMQ_RECORD_PAD) != 0)) {
+        /* A pad is published with the record behind it: it is never the last, nor followed by another. */
+        at = next;
+        status = at == consumer->far_seen ? SHMQ_CORRUPT
+                                          : decode(ring, at, consumer->far_seen - at, record, &next);
+        if (status == SHMQ_OK && (record->flags & SHMQ_RECORD_PAD) != 0) status = SHMQ_CORRUPT;
+    }
+    if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
+    if (SHMQ_UNLIKELY(record->bytes > ring->inline_bytes)) return SHMQ_CORRUPT;
+    consumer->ahead = next;
+    consumer->messages += 1;
+    return SHMQ_OK;
 }
 
 void shmq_spsc_release(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer) {

@@ -31,8 +31,8 @@ CURSOR_START = 0  # tests start near the wrap
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
 
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
-_anonymous: dict[str, tuple[segment.Identity, int]] = {}
-"""Names that go with their creator: segment and pid."""
+_anonymous: dict[str, tuple[segment.Identity, int, util.Finalize]] = {}
+"""Names that go with their creator: segment, pid, and what removes them at its end."""
 
 
 class _Reattaching:
@@ -107,9 +107,10 @@ class Queue:
         if name is None:
             self._create(f"anonymous-{os.getpid()}-{secrets.token_hex(6)}", params, options)
             self._owns_name = True
-            _anonymous[self.name] = self._identity, os.getpid()
-            # Children of multiprocessing end without atexit, but not without this.
-            util.Finalize(None, _forget, args=(self.name,), exitpriority=0)
+            # Runs at exit, also of a child of multiprocessing, which ends without atexit; and after its own
+            # children were joined, which may still have to attach.
+            finalizer = util.Finalize(None, _forget, args=(self.name,), exitpriority=-100)
+            _anonymous[self.name] = self._identity, os.getpid(), finalizer
             return
         for _ in range(100):
             try:
@@ -481,10 +482,10 @@ def _unpickle(cls: type[Queue], name: str, uuid: str, options: tuple[bool, Array
 
 def _forget(name: str) -> None:
     """Removes an anonymous queue's name, in the process that made it."""
-    identity, creator = _anonymous.get(name, (None, 0))
-    if identity is not None and creator == os.getpid():
-        del _anonymous[name]
-        segment.unlink_if(name, identity)
+    found = _anonymous.pop(name, None)
+    if found is not None and found[1] == os.getpid():
+        segment.unlink_if(name, found[0])
+        found[2].cancel()
 
 
 @atexit.register
@@ -493,6 +494,4 @@ def _close_all() -> None:
     # not closed is what a death leaves, which the next one to attach or to wait repairs.
     if threading.active_count() == 1:
         for handle in list(_open_handles):
-            handle.close()
-    for name in list(_anonymous):  # of handles that were dropped without close()
-        _forget(name)
+            lib.shmq_close(handle._c)
