@@ -45,8 +45,8 @@ static bool plausible(const struct shmq_spsc *ring, uint64_t tail, uint64_t head
 void shmq_spsc_init(struct shmq_spsc *ring, uint64_t first_cursor) {
     struct shmq_cursor_line *lines[] = {ring->tail, ring->head};
     for (int i = 0; i < 2; i++) {
-        store_relaxed(&lines[i]->tally[0].at, first_cursor);
-        store_relaxed(&lines[i]->tally[1].at, NO_CURSOR);
+        store_relaxed(&lines[i]->tally[0].at, NO_CURSOR);
+        store_relaxed(&lines[i]->tally[1].at, first_cursor);
         store_relaxed(&lines[i]->cursor, first_cursor);
     }
 }

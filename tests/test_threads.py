@@ -209,6 +209,32 @@ def test_a_put_that_waits_sees_room_also_when_another_thread_has_put_meanwhile(m
     assert late < 4, f"{late} of 60 waits slept on beside an empty ring"
 
 
+def test_the_programs_warning_filters_are_left_alone(run: Callable[..., str]) -> None:
+    """warnings.catch_warnings() is not safe among threads: what one restores, another had changed."""
+    output = run(
+        """
+import sys, threading, warnings
+import numpy as np
+import shmq
+sys.setswitchinterval(1e-5)
+before = list(warnings.filters)
+q = shmq.Queue(ring_bytes=1 << 16, arena_bytes=1 << 20)
+def work():
+    for i in range(1500):
+        for dtype in ("M8[s]", ">i4", [("a", "i4"), ("b", "M8[s]")]):
+            q.put(np.zeros(3, dtype)); q.get()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+q.close()
+print(list(warnings.filters) == before)
+"""
+    )
+    assert output == "True\n"
+
+
 # ---- closing under a blocked call ----
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -565,6 +566,22 @@ def test_attaching_while_the_creator_is_at_it(name: str, opener: str) -> None:
         timer.join()
 
 
+@pytest.mark.parametrize("opener", ["attach", "open"])
+def test_a_creator_that_gives_up(name: str, opener: str) -> None:
+    """It takes the name away again: who waited for it learns so, or makes the queue itself."""
+    with unfinished(name):
+        timer = threading.Timer(0.1, shmq.unlink, (name,))
+        timer.start()
+        if opener == "attach":
+            with pytest.raises(shmq.SegmentNotFound):
+                shmq.Queue.attach(name, timeout=PATIENCE)
+        else:
+            with shmq.Queue(name, ring_bytes=4096, arena_bytes=0) as q:
+                assert q.stats().ring_bytes == 4096
+                q.unlink()
+        timer.join()
+
+
 def test_a_creator_that_died_half_way(name: str) -> None:
     with unfinished(name):
         start = time.monotonic()
@@ -733,20 +750,23 @@ def open_descriptors() -> list[str]:
 
 
 def test_closing_leaves_nothing_behind(name: str) -> None:
-    def footprint() -> tuple[int, int]:
-        return len(open_descriptors()), len(Path("/proc/self/maps").read_text().splitlines())
+    def footprint() -> tuple[int, int, int]:
+        maps = len(Path("/proc/self/maps").read_text().splitlines())
+        return len(open_descriptors()), maps, len(multiprocessing.util._finalizer_registry)
 
     def cycle() -> None:
         with shmq.Queue(name, ring_bytes=4096, arena_bytes=1 << 16) as q, shmq.Queue(name) as other:
             q.put(np.zeros(1000))
             other.get()
             q.unlink()
+        shmq.Queue(ring_bytes=4096, arena_bytes=0).close()  # anonymous
 
     cycle()
     before = footprint()
     for _ in range(50):
         cycle()
-    descriptors, maps = footprint()
+    descriptors, maps, finalizers = footprint()
+    assert finalizers == before[2]
     assert descriptors == before[0]
     assert maps <= before[1] + 5  # malloc may have grown
 
