@@ -1,0 +1,287 @@
+"""The segment's bytes, read from its file with ``struct`` alone: what csrc/layout.h draws, said a second time.
+
+A change here is a change of the ABI: it needs a new fingerprint, and a line in the change log.
+"""
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shmq
+
+CONTROL_AT = 4096
+LINE = 128
+PEER_BYTES = 1024
+SMALL_PAGE = 16 << 10
+LARGE_PAGE = 2 << 20
+GEOMETRY_AT = 56
+GEOMETRY = struct.Struct("<9Q8I")
+GEOMETRY_FIELDS = (
+    *("total_bytes", "peers_at", "ring_at", "words_at", "blocks_at", "small_at", "large_at"),
+    *("ring_bytes", "first_cursor", "peers", "slots", "slot_bytes", "inline_bytes"),
+    *("small_pages", "large_pages", "max_deliveries", "history"),
+)
+FREE, LOANED, INFLIGHT, LEASED, RETURNED, CONT = range(6)
+PAD, BLOCK = 1, 2
+RAW, MSGPACK, TENSOR = 0, 1, 2
+FLOAT32 = 11
+
+Make = Callable[..., shmq.Queue]
+
+
+class Segment:
+    """The file of a queue, field by field."""
+
+    def __init__(self, queue: shmq.Queue) -> None:
+        self.path = Path("/dev/shm") / f"shmq.{queue.name}"
+        values = GEOMETRY.unpack(self.bytes(GEOMETRY_AT, GEOMETRY.size))
+        self.geometry = dict(zip(GEOMETRY_FIELDS, values, strict=True))
+
+    def bytes(self, at: int, size: int) -> bytes:
+        with self.path.open("rb") as file:
+            return os.pread(file.fileno(), size, at)
+
+    def unpack(self, at: int, form: str) -> tuple[int, ...]:
+        return struct.unpack(form, self.bytes(at, struct.calcsize(form)))
+
+    def cursor(self, line: int) -> tuple[int, int]:
+        """A cursor and the count of the tally entry that is valid at it."""
+        cursor, *tally = self.unpack(CONTROL_AT + line * LINE, "<5Q")
+        counts = [messages for messages, at in zip(tally[::2], tally[1::2], strict=True) if at == cursor]
+        assert len(counts) == 1, f"cursor {cursor}, tally {tally}: exactly one entry is in use"
+        return cursor, counts[0]
+
+    def tail(self) -> tuple[int, int]:
+        return self.cursor(0)
+
+    def head(self) -> tuple[int, int]:
+        return self.cursor(1)
+
+    def roles(self) -> tuple[int, ...]:
+        return self.unpack(CONTROL_AT + 4 * LINE, "<QQI")
+
+    def peer(self, index: int) -> int:
+        return self.geometry["peers_at"] + index * PEER_BYTES
+
+    def ring(self, cursor: int, size: int) -> bytes:
+        return self.bytes(self.geometry["ring_at"] + cursor % self.geometry["ring_bytes"], size)
+
+    def word(self, page: int) -> dict[str, int]:
+        (word,) = self.unpack(self.geometry["words_at"] + 8 * page, "<Q")
+        return {
+            "state": word & 7,
+            "committed": word >> 3 & 1,
+            "owner": word >> 4 & 0xFFF,
+            "generation": word >> 16 & 0xFFF,
+            "argument": word >> 28,
+        }
+
+    def page(self, page: int) -> int:
+        g = self.geometry
+        if page < g["small_pages"]:
+            return g["small_at"] + page * SMALL_PAGE
+        return g["large_at"] + (page - g["small_pages"]) * LARGE_PAGE
+
+
+@pytest.fixture
+def segment(q: shmq.Queue) -> Segment:
+    return Segment(q)
+
+
+def test_header(q: shmq.Queue, segment: Segment) -> None:
+    assert segment.bytes(0, 8) == b"\0SHMQB01"
+    fingerprint, kind, flags = segment.unpack(8, "<QII")
+    abi, header, control, peer, block_header, slot = 1, 160, 1024, 1024, 128, 32
+    expected = abi << 48 ^ header << 40 ^ control << 28 ^ peer << 16 ^ block_header << 8 ^ slot
+    assert (fingerprint, kind, flags) == (expected, 1, 0)
+    assert segment.bytes(24, 16).hex() == q.stats().uuid
+    created, pid, uid = segment.unpack(40, "<QII")
+    assert abs(created / 1e9 - time.time()) < 60
+    assert (pid, uid) == (os.getpid(), os.geteuid())
+    assert segment.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("ring", "arena", "small", "large"),
+    [
+        (1 << 16, 1 << 20, 64, 0),
+        (1 << 12, 0, 0, 0),
+        (1 << 20, (4 << 20) - 1, 256, 0),
+        (1 << 20, 4 << 20, 64, 2),
+        (1 << 16, 9 << 20, 144, 5),
+    ],
+)
+def test_geometry(make: Make, ring: int, arena: int, small: int, large: int) -> None:
+    g = Segment(make(ring_bytes=ring, arena_bytes=arena, inline_bytes=512, max_peers=5)).geometry
+    pages = small + large
+    assert (g["small_pages"], g["large_pages"]) == (small, large)
+    assert (g["ring_bytes"], g["inline_bytes"], g["peers"]) == (ring, 512, 5)
+    assert g["first_cursor"] == g["slots"] == g["slot_bytes"] == g["max_deliveries"] == g["history"] == 0
+    # Each part begins where the one before ends, rounded up to its own alignment.
+    at = CONTROL_AT + 8 * LINE
+    assert g["peers_at"] == at
+    for field, size, alignment in [
+        ("ring_at", 5 * PEER_BYTES, 4096),
+        ("words_at", ring, 4096),
+        ("blocks_at", 8 * pages, LINE),
+        ("small_at", LINE * pages, 4096),
+        ("large_at", small * SMALL_PAGE, LARGE_PAGE if large else 4096),
+        ("total_bytes", large * LARGE_PAGE, 1),
+    ]:
+        at = -(-(at + size) // alignment) * alignment
+        assert g[field] == at, field
+
+
+def test_the_file_is_as_long_as_the_geometry_says(segment: Segment) -> None:
+    st = segment.path.stat()
+    assert st.st_size == segment.geometry["total_bytes"]
+    assert st.st_blocks * 512 >= st.st_size  # reserved, not only promised
+
+
+def test_peer_slot(q: shmq.Queue, segment: Segment) -> None:
+    at = segment.peer(0)
+    word, attached, pid, _, ticks, doorbell, comm = struct.unpack("<QQIIQQ16s", segment.bytes(at, 56))
+    assert word == 1  # LIVE, epoch 0
+    assert abs(attached / 1e9 - time.time()) < 60
+    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert (pid, ticks, doorbell) == (os.getpid(), int(stat[19]), 0)
+    assert comm.rstrip(b"\0").decode() == Path("/proc/self/comm").read_text().rstrip("\n")
+    assert segment.unpack(segment.peer(1), "<Q") == (0,)
+
+    q.put(b"x" * 100)
+    q.get()
+    q.put(b"y" * 10)
+    assert segment.unpack(at + LINE, "<4Q") == (2, 110, 1, 100)  # put, bytes; got, bytes
+
+
+def test_peer_slots_are_taken_and_left(make: Make) -> None:
+    first, second = make(), make()
+    segment = Segment(first)
+    assert segment.unpack(segment.peer(1), "<Q") == (1,)
+    second.close()
+    assert segment.unpack(segment.peer(1), "<Q") == (0 | 1 << 8,)  # FREE, epoch 1
+    make()
+    assert segment.unpack(segment.peer(1), "<Q") == (1 | 1 << 8,)
+
+
+def test_roles_and_life_cycle(make: Make) -> None:
+    producer, consumer = make(), make()
+    segment = Segment(producer)
+    assert segment.roles() == (0, 0, 0)
+    producer.put(b"")
+    assert segment.roles() == (1, 0, 0)  # the peer's index + 1, of its epoch 0
+    consumer.get()
+    assert segment.roles() == (1, 2, 0)
+    producer.close()
+    assert segment.roles() == (0, 2, 0)
+    again = make()
+    again.put(b"")
+    assert segment.roles() == (1 | 1 << 16, 2, 0)  # slot 0 in its epoch 1
+    again.shutdown()
+    assert segment.roles()[2] == 1
+    again.shutdown(immediate=True)
+    assert segment.roles()[2] == 2
+
+
+def test_records(q: shmq.Queue, segment: Segment) -> None:
+    assert segment.tail() == (0, 0)
+    q.put(b"hello")
+    assert segment.tail() == (16, 1)
+    assert segment.head() == (0, 0)
+    assert segment.ring(0, 13) == struct.pack("<IHH", 5, RAW, 0) + b"hello"
+    q.put({"a": 1})
+    assert segment.tail() == (32, 2)
+    assert segment.ring(16, 12) == struct.pack("<IHH", 4, MSGPACK, 0) + b"\x81\xa1a\x01"
+    q.put(b"")
+    assert segment.tail() == (40, 3)
+    assert segment.ring(32, 8) == bytes(8)
+    q.get()
+    assert segment.head() == (16, 1)
+    assert segment.tail() == (40, 3)
+
+
+def test_a_pad_record_fills_the_ring_s_end(make: Make) -> None:
+    q = make(ring_bytes=4096, inline_bytes=1024)
+    segment = Segment(q)
+    for _ in range(4):
+        q.put(b"x" * 1000)  # 1008 bytes each: 64 are left
+    q.get()
+    q.put(b"y" * 100)
+    assert segment.ring(4032, 8) == struct.pack("<IHH", 56, 0, PAD)
+    assert segment.ring(4096, 108) == struct.pack("<IHH", 100, RAW, 0) + b"y" * 100
+    assert segment.tail() == (4096 + 112, 5)
+    assert [len(q.get()) for _ in range(4)] == [1000, 1000, 1000, 100]
+
+
+def test_eventcounts_are_still_while_nobody_sleeps(q: shmq.Queue, segment: Segment) -> None:
+    for i in range(100):
+        q.put(i)
+        q.get()
+    assert segment.unpack(CONTROL_AT + 2 * LINE, "<II") == (0, 0)  # not_empty: epoch, armed
+    assert segment.unpack(CONTROL_AT + 3 * LINE, "<II") == (0, 0)  # not_full
+    with pytest.raises(shmq.Empty):
+        q.get(timeout=0.001)
+    assert segment.unpack(CONTROL_AT + 2 * LINE, "<II") == (0, 1)
+    q.put(b"")
+    assert segment.unpack(CONTROL_AT + 2 * LINE, "<II") == (1, 0)
+
+
+def test_a_block_through_its_states(q: shmq.Queue, segment: Segment) -> None:
+    shape = (3, 4096)  # 48 KiB: three small pages
+    assert segment.word(0) == {"state": FREE, "committed": 0, "owner": 0, "generation": 0, "argument": 0}
+    q.put(b"first")
+    loan = q.loan(shape, "float32")
+    first = {"state": LOANED, "committed": 0, "owner": 0, "generation": 1, "argument": 0}
+    rest = {"state": CONT, "committed": 0, "owner": 0, "generation": 1, "argument": 0}
+    assert [segment.word(page) for page in range(4)] == [first, rest, rest, {**rest, "state": FREE, "generation": 0}]
+
+    loan.array[:] = np.arange(3 * 4096).reshape(shape)
+    loan.publish()
+    del loan
+    assert segment.word(0) == {**first, "state": INFLIGHT, "argument": 16 >> 3}  # its record's cursor
+    record = struct.pack("<IHH", 8, TENSOR, BLOCK) + struct.pack("<Q", 0 | 1 << 24)  # page, generation
+    assert segment.ring(16, 16) == record
+    payload, codec, flags, meta_bytes, deliveries, producer = segment.unpack(
+        segment.geometry["blocks_at"], "<QHHIII"
+    )
+    assert (payload, codec, flags, meta_bytes, deliveries, producer) == (48 << 10, TENSOR, 0, 96, 0, 0)
+    meta = segment.unpack(segment.geometry["blocks_at"] + 32, "<4BI11Q")
+    assert meta == (FLOAT32, ord("C"), 2, 0, 0, 3, 4096, *[0] * 9)
+    data = np.frombuffer(segment.bytes(segment.page(0), 48 << 10), "<f4")
+    assert (data == np.arange(3 * 4096)).all()
+
+    q.get()
+    array = q.get()
+    assert segment.word(0) == {**first, "state": LEASED}
+    assert segment.word(1) == rest
+    del array
+    free = {**first, "state": FREE}
+    assert [segment.word(page) for page in range(3)] == [free] * 3
+
+
+def test_large_pages_follow_the_small_ones(make: Make) -> None:
+    q = make(arena_bytes=8 << 20)
+    segment = Segment(q)
+    small = segment.geometry["small_pages"]
+    assert small == 128
+    loan = q.loan(3 << 20, "uint8")  # two large pages
+    loan.array[-1] = 77
+    assert segment.word(small)["state"] == LOANED
+    assert segment.word(small + 1) == {**segment.word(small), "state": CONT, "argument": small}
+    assert segment.bytes(segment.page(small) + (3 << 20) - 1, 1) == b"\x4d"
+    assert segment.page(small) % LARGE_PAGE == 0
+    loan.discard()
+    assert segment.word(small)["state"] == segment.word(small + 1)["state"] == FREE
+
+
+def test_a_small_array_lies_in_its_record(q: shmq.Queue, segment: Segment) -> None:
+    q.put(np.array([1, 2, 3], np.float32))
+    header = struct.pack("<IHH", 96 + 12, TENSOR, 0)
+    meta = struct.pack("<4BI11Q", FLOAT32, ord("C"), 1, 0, 0, 3, *[0] * 10)
+    assert segment.ring(0, 8 + 96 + 12) == header + meta + struct.pack("<3f", 1, 2, 3)
+    assert segment.word(0)["state"] == FREE
