@@ -13,10 +13,10 @@ demo: $(VENV)/built
 	$(PY) -m shmq demo
 
 test: $(VENV)/built
-	$(PY) -m pytest -q tests
+	$(PY) -m pytest -q -n 2 tests
 
 soak: $(VENV)/built
-	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_corruption.py tests/test_takeover.py --timeout=3600
+	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600
 
 check: $(VENV)/built
 	$(PY) -m pip install -q '.[check]'

@@ -1,4 +1,4 @@
-"""Builds the C tests: the core in several variants, and the programs of ``tests/c`` that link with one of them.
+"""Builds the C tests: the core in several variants, and the programs of ``tests/c`` that link with one.
 
 A variant is the core's sources with edits, and compiler flags:
 
@@ -62,7 +62,9 @@ _HOOKS = (
     ),
     Edit("wait.c", r"^static long futex\(", r"void lab_before_sleep(void);\n\g<0>"),
     Edit(
-        "wait.c", r"^    return syscall\(SYS_futex", r"    if (op == FUTEX_WAIT_BITSET) lab_before_sleep();\n\g<0>"
+        "wait.c",
+        r"^    return syscall\(SYS_futex",
+        r"    if (op == FUTEX_WAIT_BITSET) lab_before_sleep();\n\g<0>",
     ),
 )
 _SANITIZE = ("-O1", "-fno-omit-frame-pointer")

@@ -3,8 +3,8 @@
     python tests/sanitize.py asan [pytest arguments]
     python tests/sanitize.py tsan
 
-``asan``: AddressSanitizer and UBSan.  First the C tests, with leak detection; then the whole Python suite with an
-extension that is built with both, without leak detection (CPython leaks by design).
+``asan``: AddressSanitizer and UBSan.  First the C tests, with leak detection; then the whole Python suite
+with an extension that is built with both, without leak detection (CPython leaks by design).
 ``tsan``: ThreadSanitizer over the C core's threads, no suppressions.
 
 Both first see that the sanitizer notices bugs which are seeded for it.  Exit status 0: not one other report.
@@ -22,7 +22,16 @@ from c_build import CC, TESTS, VARIANTS, Edit, Workshop, list_tests
 
 ROOT = TESTS.parent
 ASAN_FLAGS = VARIANTS["asan"].flags
-UNIT = ["test_spsc", "test_arena", "test_segment", "test_peers", "test_recover", "test_wait", "test_queue", "threads"]
+UNIT = [
+    "test_spsc",
+    "test_arena",
+    "test_segment",
+    "test_peers",
+    "test_recover",
+    "test_wait",
+    "test_queue",
+    "threads",
+]
 KILLS = 100
 MUTATIONS = 10_000
 PATIENCE = {"WATCHDOG_S": "300"}
@@ -31,30 +40,22 @@ UBSAN_OPTIONS = "print_stacktrace=1:halt_on_error=1"
 LEFT_OUT = ["test_c_core.py", "test_bench.py", "test_house.py"]
 
 
-# (program, test, bug): what each sanitizer must report.
+LEAK = Edit("shmq.c", r"^    free\(b\);\n    drop_user", "    drop_user")
+OVERFLOW = Edit("shmq.c", r"malloc\(q->ring\.inline_bytes\)", "malloc(q->ring.inline_bytes / 2)")
+UNORDERED_PUBLISH = Edit("spsc.c", r"store_release(\(&line->cursor, side->cursor\))", r"store_relaxed\1")
+UNORDERED_FREE = Edit(
+    "arena.c",
+    r"return cas_acq_rel\(&a->words\[page\], &word, freed\)",
+    "return atomic_compare_exchange_strong_explicit(&a->words[page], &word, freed, 0, 0)",
+)
 CONTROLS = {
     "asan": [
-        ("test_queue", "a_loan_is_published_or_given_back", Edit("shmq.c", r"^    free\(b\);\n    drop_user", "    drop_user")),
-        (
-            "test_queue",
-            "every_size_arrives_as_it_was_sent",
-            Edit("shmq.c", r"malloc\(q->ring\.inline_bytes\)", "malloc(q->ring.inline_bytes / 2)"),
-        ),
+        ("test_queue", "a_loan_is_published_or_given_back", LEAK),
+        ("test_queue", "every_size_arrives_as_it_was_sent", OVERFLOW),
     ],
-    "tsan": [
-        (
-            "threads",
-            "inline_messages",
-            Edit("spsc.c", r"store_release\(&line->cursor, side->cursor\)", "store_relaxed(&line->cursor, side->cursor)"),
-        ),
-        (
-            "threads",
-            "blocks",
-            Edit("arena.c", r"return cas_acq_rel\(&a->words\[page\], &word, freed\)",
-                 "return atomic_compare_exchange_strong_explicit(&a->words[page], &word, freed, 0, 0)"),
-        ),
-    ],
-}  # fmt: skip
+    "tsan": [("threads", "inline_messages", UNORDERED_PUBLISH), ("threads", "blocks", UNORDERED_FREE)],
+}
+"""What each sanitizer must report: program, test, bug."""
 
 
 def fresh(directory: Path) -> Path:
@@ -78,11 +79,15 @@ def run_all(title: str, commands: list[list[str | Path]], environment: dict[str,
     return failures
 
 
-def c_tests(variant: str, programs: list[str], extra: list[tuple[str, ...]], environment: dict[str, str]) -> int:
+def c_tests(
+    variant: str, programs: list[str], extra: list[tuple[str, ...]], environment: dict[str, str]
+) -> int:
     workshop = Workshop(fresh(ROOT / "build" / variant / "c"))
     for i, (program, test, edit) in enumerate(CONTROLS[variant]):
         broken = workshop.mutant(program, variant, str(i), edit)
-        done = subprocess.run([broken, test], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+        done = subprocess.run(
+            [broken, test], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        )
         assert "Sanitizer" in done.stderr, f"{variant} does not notice {edit}\n{done.stdout}{done.stderr}"
     commands: list[list[str | Path]] = []
     for program in programs:

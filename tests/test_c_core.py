@@ -19,7 +19,7 @@ SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 KILLS = 5000 if SOAK else 40
 MUTATIONS = 200_000 if SOAK else 10_000
 WATCHDOG_S = 60
-MUTANT_WATCHDOG_S = 3
+MUTANT_WATCHDOG_S = 2
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("c_core"))
 
 
-def start(program: Path, *arguments: str | int, watchdog_s: int = WATCHDOG_S) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def start(program: Path, *arguments: str | int, watchdog_s: int = WATCHDOG_S) -> Done:
     command = [str(program), *map(str, arguments)]
     # Its own watchdog ends it and its children; the timeout here is only for a watchdog that is broken.
     return subprocess.run(
@@ -87,106 +90,253 @@ def test_garbage_in_a_live_segment(workshop: Workshop) -> None:
 # ---- negative controls ----
 
 
+BLOCKED_GET = "a_put_at_every_point_of_a_blocked_get"
+ANONYMOUS_PIN = "mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)"
+
+
 @dataclass(frozen=True)
 class Bug:
+    """``program`` has to notice ``edit``; where ``test`` is empty, some test of it."""
+
     name: str
     edit: Edit
     program: str
-    variant: str = "plain"
-    arguments: tuple[str | int, ...] = ()
+    test: str = ""
+
+    def variant(self) -> str:
+        return {"points": "points", "wakes": "long_slices", "damage": "asan"}.get(self.program, "plain")
+
+    def arguments(self) -> list[str | int]:
+        if self.program == "damage":
+            return [MUTATIONS, 1]
+        return [self.test] if self.test else []
 
 
-def bug(name: str, file: str, old: str, new: str, program: str, *arguments: str | int, variant: str = "plain") -> Bug:
-    if program == "points":
-        variant = "points"
-    if program == "wakes":
-        variant = "long_slices"
-    return Bug(name, Edit(file, old, new), program, variant, arguments)
+def bug(name: str, file: str, old: str, new: str, program: str, test: str = "") -> Bug:
+    return Bug(name, Edit(file, old, new), program, test)
 
 
 BUGS = [
     # the ring
     bug(
-        "visible_before_its_payload", "shmq.c",
-        r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)", r"\2\1",
-        "points", "company_during_a_put_in_line",
+        "visible_before_its_payload",
+        "shmq.c",
+        r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)",
+        r"\2\1",
+        "points",
+        "company_during_a_put_in_line",
     ),
     bug(
-        "cursor_before_its_count", "spsc.c",
-        r"^    side->flip \^= 1;", r"\g<0> store_release(&line->cursor, side->ahead);",
-        "points", "death_of_a_producer_in_line",
+        "cursor_before_its_count",
+        "spsc.c",
+        r"^    side->flip \^= 1;",
+        r"\g<0> store_release(&line->cursor, side->ahead);",
+        "points",
+        "death_of_a_producer_in_line",
     ),
     bug("record_beyond_the_end", "spsc.c", r"size > end \|\| size > unread", "size > unread", "test_spsc"),
     bug("record_beyond_the_tail", "spsc.c", r"size > end \|\| size > unread", "size > end", "test_spsc"),
     bug("record_longer_than_inline", "spsc.c", r"record->bytes > ring->inline_bytes", "0", "test_spsc"),
     bug("no_pad", "spsc.c", r"if \(SHMQ_UNLIKELY\(size > end\)\) \{", "if (0) {", "test_spsc"),
-    bug("full_one_too_late", "spsc.c", r"> ring->capacity\) return SHMQ_FULL", "> ring->capacity + 8) return SHMQ_FULL", "test_spsc"),
-    bug("far_cursor_believed", "spsc.c", r"return tail - head <= ring->capacity && .*;", "return tail != head + 1;", "test_spsc"),
+    bug(
+        "full_one_too_late",
+        "spsc.c",
+        r"> ring->capacity\) return SHMQ_FULL",
+        "> ring->capacity + 8) return SHMQ_FULL",
+        "test_spsc",
+    ),
+    bug(
+        "far_cursor_believed",
+        "spsc.c",
+        r"return tail - head <= ring->capacity && .*;",
+        "return tail != head + 1;",
+        "test_spsc",
+    ),
     # the arena
     bug(
-        "freed_upwards", "arena.c",
-        r"for \(uint32_t n = run_behind\((.*)\); n > 0; n--\)", r"for (uint32_t n = 1, last = run_behind(\1); n <= last; n++)",
-        "points", "death_of_a_consumer_with_a_block",
-    ),
-    bug("generation_stands_still", "arena.c", r"\(shmq_word_generation\(seen\) \+ 1\) & 0xfffu", "shmq_word_generation(seen)", "test_arena"),
-    bug(
-        "lease_of_any_position", "arena.c",
-        r" \|\|\s+shmq_word_argument\(seen\) != shmq_cursor_argument\(position\)\)", ")", "test_arena",
+        "freed_upwards",
+        "arena.c",
+        r"for \(uint32_t n = run_behind\((.*)\); n > 0; n--\)",
+        r"for (uint32_t n = 1, last = run_behind(\1); n <= last; n++)",
+        "points",
+        "death_of_a_consumer_with_a_block",
     ),
     bug(
-        "claim_without_cas", "arena.c",
+        "generation_stands_still",
+        "arena.c",
+        r"\(shmq_word_generation\(seen\) \+ 1\) & 0xfffu",
+        "shmq_word_generation(seen)",
+        "test_arena",
+    ),
+    bug(
+        "lease_of_any_position",
+        "arena.c",
+        r" \|\|\s+shmq_word_argument\(seen\) != shmq_cursor_argument\(position\)\)",
+        ")",
+        "test_arena",
+    ),
+    bug(
+        "claim_without_cas",
+        "arena.c",
         r"if \(is_free\(seen\) && cas_acq_rel\((&a->words\[page \+ i\]), &seen, cont\)\) continue;",
-        r"if (is_free(seen)) { store_release(\1, cont); continue; }", "points", "company_during_a_put_of_a_block",
+        r"if (is_free(seen)) { store_release(\1, cont); continue; }",
+        "points",
+        "company_during_a_put_of_a_block",
     ),
-    bug("payload_length_believed", "shmq.c", r"if \(!shmq_arena_holds\(&q->arena, b->page, b->word, b->bytes\)\)", "if (0)", "test_queue"),
+    bug(
+        "payload_length_believed",
+        "shmq.c",
+        r"if \(!shmq_arena_holds\(&q->arena, b->page, b->word, b->bytes\)\)",
+        "if (0)",
+        "test_queue",
+    ),
+    bug(
+        "payload_length_believed_when_read",
+        "shmq.c",
+        r"if \(!shmq_arena_holds\(&q->arena, b->page, b->word, b->bytes\)\)",
+        "if (0)",
+        "damage",
+    ),
     bug("committed_bit_forgotten", "arena.c", r" \| SHMQ_WORD_COMMITTED;", ";", "test_recover"),
     # publishing and taking
     bug(
-        "published_before_in_flight", "shmq.c",
-        r"^    status = shmq_arena_send\(", r"    shmq_put_commit(q, 0, 0);\n\g<0>",
-        "points", "company_during_a_put_of_a_block",
+        "published_before_in_flight",
+        "shmq.c",
+        r"^    status = shmq_arena_send\(",
+        r"    shmq_put_commit(q, 0, 0);\n\g<0>",
+        "points",
+        "company_during_a_put_of_a_block",
     ),
     bug(
-        "released_before_leased", "shmq.c",
-        r"^(        if \(status == SHMQ_OK\) \{\n)(            status = receive\()", r"\1            shmq_taken(q, 0, 0);\n\2",
-        "points", "death_of_a_consumer_with_a_block",
+        "released_before_leased",
+        "shmq.c",
+        r"^(        if \(status == SHMQ_OK\) \{\n)(            status = receive\()",
+        r"\1            shmq_taken(q, 0, 0);\n\2",
+        "points",
+        "death_of_a_consumer_with_a_block",
     ),
     # repair
-    bug("resend_skipped", "recover.c", r"^        shmq_arena_resend\(", "        if (0) shmq_arena_resend(", "test_recover"),
     bug(
-        "pages_before_ring", "recover.c",
-        r"^    struct shmq_record record;", r"\g<0> shmq_arena_recover(arena, dead, 0, UINT64_MAX);", "test_recover",
+        "resend_skipped",
+        "recover.c",
+        r"^        shmq_arena_resend\(",
+        "        if (0) shmq_arena_resend(",
+        "test_recover",
     ),
     bug(
-        "role_given_up_first", "recover.c",
-        r"^    struct shmq_record record;", r"\g<0> give_up(&c->roles.consumer, dead);", "points", "death_of_a_reaper",
+        "pages_before_ring",
+        "recover.c",
+        r"^    struct shmq_record record;",
+        r"\g<0> shmq_arena_recover(arena, dead, 0, UINT64_MAX);",
+        "test_recover",
     ),
     bug(
-        "slot_given_up_first", "recover.c",
-        r"^        recover_one\(", r"        store_release(&s->peers[i].word, 0);\n\g<0>", "points", "death_of_a_reaper",
+        "role_given_up_first",
+        "recover.c",
+        r"^    struct shmq_record record;",
+        r"\g<0> give_up(&c->roles.consumer, dead);",
+        "points",
+        "death_of_a_reaper",
     ),
-    bug("published_blocks_freed", "arena.c", r"^            orphan = .*;", "            orphan = true;", "test_recover"),
-    bug("unpublished_blocks_kept", "arena.c", r"^            orphan = .*;", "            orphan = false;", "test_recover"),
+    bug(
+        "slot_given_up_first",
+        "recover.c",
+        r"^        recover_one\(",
+        r"        store_release(&s->peers[i].word, 0);\n\g<0>",
+        "points",
+        "death_of_a_reaper",
+    ),
+    bug(
+        "published_blocks_freed",
+        "arena.c",
+        r"^            orphan = .*;",
+        "            orphan = true;",
+        "test_recover",
+    ),
+    bug(
+        "unpublished_blocks_kept",
+        "arena.c",
+        r"^            orphan = .*;",
+        "            orphan = false;",
+        "test_recover",
+    ),
     # waiting
-    bug("no_second_look", "wait.c", r"^        if \(ready\(context\)\) return SHMQ_OK; /\* S2.*\n", "", "points", "a_put_at_every_point_of_a_blocked_get"),
-    bug("epoch_stands_still", "wait.c", r"^    add32_seq_cst\(&e->epoch, 1\);", "", "points", "a_put_at_every_point_of_a_blocked_get"),
-    bug("no_barrier", "wait.c", r"^        full_fence\(\);\n.*membarrier\(MEMBARRIER_GLOBAL_EXPEDITED\) == 0;\n", "", "wakes", "between_threads"),
-    bug("wake_before_publish", "shmq.c", r"^(    shmq_spsc_commit\(.*\n)(    if \(SHMQ_UNLIKELY\(shmq_eventcount_wake.*\n)", r"\2\1", "wakes"),
-    bug("signals_swallowed", "wait.c", r"^        if \(interrupted\) return SHMQ_INTERRUPTED;\n", "", "test_wait"),
+    bug(
+        "no_second_look",
+        "wait.c",
+        r"^        if \(ready\(context\)\) return SHMQ_OK; /\* S2.*\n",
+        "",
+        "points",
+        BLOCKED_GET,
+    ),
+    bug("epoch_stands_still", "wait.c", r"^    add32_seq_cst\(&e->epoch, 1\);", "", "points", BLOCKED_GET),
+    bug(
+        "no_barrier",
+        "wait.c",
+        r"^        full_fence\(\);\n.*membarrier\(MEMBARRIER_GLOBAL_EXPEDITED\) == 0;\n",
+        "",
+        "wakes",
+        "between_threads",
+    ),
+    bug(
+        "wake_before_publish",
+        "shmq.c",
+        r"^(    shmq_spsc_commit\(.*\n)(    if \(SHMQ_UNLIKELY\(shmq_eventcount_wake.*\n)",
+        r"\2\1",
+        "wakes",
+    ),
+    bug(
+        "signals_swallowed",
+        "wait.c",
+        r"^        if \(interrupted\) return SHMQ_INTERRUPTED;\n",
+        "",
+        "test_wait",
+    ),
     # peers
-    bug("unknown_is_dead", "peers.c", r"if \(fd < 0\) return -1;(\s+int asked)", r"if (fd < 0) return 0;\1", "test_peers"),
-    bug("lock_survives_in_children", "peers.c", r"madvise\(pin, SHMQ_PAGE, MADV_DONTFORK\) != 0", "0", "test_peers"),
-    bug("lock_ends_with_the_descriptor", "peers.c", r"mmap\(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0\)", "mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)", "test_peers"),
+    bug(
+        "unknown_is_dead",
+        "peers.c",
+        r"if \(fd < 0\) return -1;(\s+int asked)",
+        r"if (fd < 0) return 0;\1",
+        "test_peers",
+    ),
+    bug(
+        "lock_survives_in_children",
+        "peers.c",
+        r"madvise\(pin, SHMQ_PAGE, MADV_DONTFORK\) != 0",
+        "0",
+        "test_peers",
+    ),
+    bug(
+        "lock_ends_with_the_descriptor",
+        "peers.c",
+        r"mmap\(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0\)",
+        ANONYMOUS_PIN,
+        "test_peers",
+    ),
     # segments
-    bug("ready_too_early", "shmq.c", r"^        if \(creating\)\n(\s+shmq_spsc_init)", r"        if (creating) shmq_segment_ready(&q->segment);\n\g<0>", "points", "death_of_a_creator"),
-    bug("geometry_believed", "segment.c", r" \|\| memcmp\(&s->geometry, &copy\.geometry, sizeof copy\.geometry\) != 0", "", "test_segment"),
+    bug(
+        "ready_too_early",
+        "shmq.c",
+        r"^        if \(creating\)\n(\s+shmq_spsc_init)",
+        r"        if (creating) shmq_segment_ready(&q->segment);\n\g<0>",
+        "points",
+        "death_of_a_creator",
+    ),
+    bug(
+        "geometry_believed",
+        "segment.c",
+        r" \|\| memcmp\(&s->geometry, &copy\.geometry, sizeof copy\.geometry\) != 0",
+        "",
+        "test_segment",
+    ),
     bug("anyone_may_write", "segment.c", r" \|\| \(st->st_mode & 077\) != 0", "", "test_segment"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("seeded", BUGS, ids=lambda seeded: seeded.name)
 def test_a_seeded_bug_is_noticed(workshop: Workshop, seeded: Bug) -> None:
-    program = workshop.mutant(seeded.program, seeded.variant, seeded.name, seeded.edit)
-    done = start(program, *seeded.arguments, watchdog_s=MUTANT_WATCHDOG_S)
+    program = workshop.mutant(seeded.program, seeded.variant(), seeded.name, seeded.edit)
+    done = start(program, *seeded.arguments(), watchdog_s=MUTANT_WATCHDOG_S)
     assert done.returncode != 0, f"{seeded.program} passes with it\n{done.stdout}"
     shutil.rmtree(program.parent)

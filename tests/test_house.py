@@ -46,7 +46,9 @@ def groups_of(core_h: str) -> dict[str, str]:
 
 def definitions_in(source: str) -> set[str]:
     """External functions that a .c file defines: they start in the first column."""
-    found = re.findall(r"^(?!static\b)[A-Za-z][\w \t*]*?\b(shmq_\w+)\s*\([^;{]*\)\s*\{", strip_c(source), re.MULTILINE)
+    found = re.findall(
+        r"^(?!static\b)[A-Za-z][\w \t*]*?\b(shmq_\w+)\s*\([^;{]*\)\s*\{", strip_c(source), re.MULTILINE
+    )
     return set(found)
 
 
@@ -88,7 +90,9 @@ def test_prototypes_stand_with_the_file_that_defines_them(core_h: str, sources: 
     defined = {function: name for name, source in sources.items() for function in definitions_in(source)}
     inline = set(re.findall(r"^static inline [\w *]*?\b(shmq_\w+)\(", core_h, flags=re.MULTILINE))
     groups = groups_of(core_h)
-    wrong = {f: (home, defined.get(f)) for f, home in groups.items() if f not in inline and defined.get(f) != home}
+    wrong = {
+        f: (home, defined.get(f)) for f, home in groups.items() if f not in inline and defined.get(f) != home
+    }
     assert not wrong
     assert len(groups) > 30, "the groups of core.h are not found any more"
 
@@ -108,7 +112,12 @@ def test_public_functions_are_all_defined(sources: dict[str, str]) -> None:
 
 
 def test_headers_point_one_way() -> None:
-    allowed = {"atomics.h": set(), "layout.h": {"atomics.h"}, "shmq.h": set(), "core.h": {"layout.h", "shmq.h"}}
+    allowed = {
+        "atomics.h": set(),
+        "layout.h": {"atomics.h"},
+        "shmq.h": set(),
+        "core.h": {"layout.h", "shmq.h"},
+    }
     for path in CSRC.glob("*.h"):
         included = set(re.findall(r'^#include "([^"]+)"', path.read_text(), flags=re.MULTILINE))
         assert included <= allowed[path.name], path.name
@@ -140,7 +149,7 @@ OUTSIDE = {"_core", "_build"}  # the extension, and its builder that is never im
 
 
 def module_level_imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of this package that are imported when it is loaded; not under TYPE_CHECKING, not in functions."""
+    """Modules of this package that it imports when it is loaded: not under TYPE_CHECKING or in functions."""
     pending: list[ast.stmt] = list(tree.body)
     while pending:
         node = pending.pop()
@@ -207,7 +216,9 @@ def public_names() -> Iterator[tuple[str, object]]:
         yield name, found
         if inspect.isclass(found):
             for attribute, value in vars(found).items():
-                is_code = inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))
+                is_code = inspect.isfunction(value) or isinstance(
+                    value, (property, classmethod, staticmethod)
+                )
                 if not attribute.startswith("_") and is_code:
                     yield f"{name}.{attribute}", getattr(value, "__func__", value)
 
@@ -240,8 +251,8 @@ def test_all_lists_what_is_public() -> None:
 def sleeps(tree: ast.Module) -> Iterator[int]:
     """Lines where a sleep stands for an event: "by now it will have happened".
 
-    Allowed: the pause of a loop that asks again, an idle child that waits to be killed (PATIENCE), and a moment
-    that is meant to vary (computed, not a constant)."""
+    Allowed: the pause of a loop that asks again, an idle child that waits to be killed (PATIENCE), and a
+    moment that is meant to vary (computed, not a constant)."""
     inside: list[tuple[ast.AST, bool]] = [(tree, False)]
     while inside:
         node, asks_again = inside.pop()

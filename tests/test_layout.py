@@ -1,4 +1,4 @@
-"""The segment's bytes, read from its file with ``struct`` alone: what csrc/layout.h draws, said a second time.
+"""The segment's bytes, read from its file with ``struct`` alone: what csrc/layout.h draws, said again.
 
 A change here is a change of the ABI: it needs a new fingerprint, and a line in the change log.
 """
@@ -238,7 +238,12 @@ def test_a_block_through_its_states(q: shmq.Queue, segment: Segment) -> None:
     loan = q.loan(shape, "float32")
     first = {"state": LOANED, "committed": 0, "owner": 0, "generation": 1, "argument": 0}
     rest = {"state": CONT, "committed": 0, "owner": 0, "generation": 1, "argument": 0}
-    assert [segment.word(page) for page in range(4)] == [first, rest, rest, {**rest, "state": FREE, "generation": 0}]
+    assert [segment.word(page) for page in range(4)] == [
+        first,
+        rest,
+        rest,
+        {**rest, "state": FREE, "generation": 0},
+    ]
 
     loan.array[:] = np.arange(3 * 4096).reshape(shape)
     loan.publish()

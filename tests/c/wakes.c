@@ -4,7 +4,7 @@
 
 #include "lab.h"
 
-#define RACES 8000u
+#define RACES 5000u
 #define ROUNDS 4000u
 #define SLEEPERS 3u
 
