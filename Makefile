@@ -13,6 +13,7 @@ demo: $(VENV)/built
 	$(PY) -m shmq demo
 
 test: $(VENV)/built
+	$(if $(TORCH),$(PY) -m pip install -q $(TORCH))
 	$(PY) -m pytest -q -n 2 tests
 
 soak: $(VENV)/built
@@ -49,5 +50,5 @@ $(VENV)/bin/python: | tools
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/built: pyproject.toml setup.py shmq/_build.py shmq/_glue.h $(C_FILES) $(wildcard csrc/*.h) | $(VENV)/bin/python
-	$(PY) -m pip install -q -e '.[test]' $(TORCH)
+	$(PY) -m pip install -q -e '.[test]'
 	touch $@

@@ -11,7 +11,6 @@ other byte orders) travel by their description, see ``numpy.lib.format``.
 
 import struct
 import sys
-import warnings
 from functools import lru_cache
 from math import prod
 from typing import Any, Literal
@@ -99,9 +98,8 @@ def dtype_number(dtype: np.dtype[Any]) -> int:
 
 
 def _description(dtype: np.dtype[Any]) -> bytes:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a dtype's metadata does not travel
-        return msgspec.msgpack.encode(np.lib.format.dtype_to_descr(dtype))
+    """As ``numpy.lib.format.dtype_to_descr``, without its warning that metadata does not travel."""
+    return msgspec.msgpack.encode(dtype.descr if dtype.names is not None else dtype.str)
 
 
 def _tuples(descr: Any) -> Any:

@@ -169,6 +169,22 @@ TEST(tally_entries_alternate) {
     }
 }
 
+/* Where neither entry is valid at the cursor, because the side moves faster than we look, the later one counts:
+ * a counter that is read again and again never goes back. */
+TEST(a_count_never_goes_back) {
+    for (uint32_t later = 0; later < 2; later++) {
+        FOR_EACH_START(start) {
+            rig_at(start);
+            store_relaxed(&rig.tail.tally[later].messages, 6);
+            store_relaxed(&rig.tail.tally[later].at, start + 96);
+            store_relaxed(&rig.tail.tally[1 - later].messages, 5);
+            store_relaxed(&rig.tail.tally[1 - later].at, start + 80);
+            set_tail(start + 112);
+            CHECK_EQ(shmq_spsc_messages(&rig.tail), 6);
+        }
+    }
+}
+
 /* ---- full and empty ---- */
 
 TEST(full_to_the_last_byte) {
