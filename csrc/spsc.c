@@ -73,7 +73,9 @@ uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line) {
                 return messages;
         }
     }
-    return load_relaxed(&line->tally[0].messages); /* garbage, or a side that is faster than we are */
+    /* Garbage, or a side that is faster than we are: the later entry, so that a count never goes back. */
+    uint64_t apart = load_relaxed(&line->tally[1].at) - load_relaxed(&line->tally[0].at);
+    return load_relaxed(&line->tally[(int64_t)apart > 0 ? 1 : 0].messages);
 }
 
 /* Takes over a side: from nobody, or from the dead after the reaper's pass. */
