@@ -61,7 +61,7 @@ struct shmq_waiter {
 int64_t shmq_now_ns(void);
 /* Once per attach: this process takes part in the asymmetric barrier. */
 void shmq_wait_register(void);
-extern bool shmq_fence_on_publish; /* this process could not register: it fences itself */
+extern shmq_a32 shmq_fence_on_publish; /* this process could not register: it fences itself */
 long shmq_cpus_online(void);
 /* No fork of this process falls between the two: a child would keep copies of descriptors, and their locks. */
 void shmq_fork_lock(void);
@@ -79,7 +79,7 @@ static inline bool shmq_eventcount_wake(struct shmq_eventcount *e) {
      * that for us between its arming and its second look (wait.c); here it only must not be
      * reordered by the compiler.  A process outside the membarrier fences. */
     compiler_barrier();
-    if (SHMQ_UNLIKELY(shmq_fence_on_publish)) full_fence();
+    if (SHMQ_UNLIKELY(load32_relaxed(&shmq_fence_on_publish) != 0)) full_fence();
     if (SHMQ_LIKELY(load32_relaxed(&e->armed) == 0)) return false;
     shmq_eventcount_wake_slow(e);
     return true;

@@ -108,7 +108,7 @@ int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, sh
         out->bytes -= sizeof out->tensor;
     }
     out->copied_bytes = out->bytes < capacity ? (uint32_t)out->bytes : capacity;
-    memcpy(buffer, from, out->copied_bytes);
+    if (out->copied_bytes > 0) memcpy(buffer, from, out->copied_bytes);
     return SHMQ_OK;
 }
 

@@ -499,7 +499,7 @@ static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t m
     shmq_block *b;
     int status = shmq_loan(q, bytes, deadline_ns, &b);
     if (status != SHMQ_OK) return status;
-    memcpy(b->data, data, bytes);
+    if (bytes > 0) memcpy(b->data, data, bytes);
     status = publish_as(b, codec, meta, meta_bytes, deadline_ns);
     shmq_block_release(b);
     return status;
@@ -539,7 +539,7 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
             struct shmq_record record;
             status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)each, SHMQ_RAW, 0, &record);
             if (status != SHMQ_OK) break;
-            memcpy(record.payload, from + (*done + run) * each, each);
+            if (each > 0) memcpy(record.payload, from + (*done + run) * each, each);
             run += 1;
         }
         if (run > 0) shmq_put_commit(q, run, run * each);

@@ -40,7 +40,7 @@
 #define MEMBARRIER_GLOBAL_EXPEDITED (1 << 1)
 #define MEMBARRIER_REGISTER_GLOBAL_EXPEDITED (1 << 2)
 
-bool shmq_fence_on_publish = true; /* until registered */
+shmq_a32 shmq_fence_on_publish = 1; /* until registered */
 const volatile uint64_t *shmq_canary;
 
 static volatile uint64_t *canary_page;
@@ -101,7 +101,8 @@ static long membarrier(int command) { return syscall(SYS_membarrier, command, 0,
 
 void shmq_wait_register(void) {
     /* Cheap where this process is registered already. */
-    shmq_fence_on_publish = membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED) != 0;
+    /* Relaxed: threads that publish meanwhile learned the same from their own attach. */
+    store32_relaxed(&shmq_fence_on_publish, membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED) != 0);
 }
 
 static long futex(shmq_a32 *word, int op, uint32_t value, const struct timespec *until) {
