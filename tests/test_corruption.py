@@ -233,7 +233,7 @@ def main(prefix: str, seed: int, mutations: int, notes: str, sabotage: str) -> N
     worker = Worker(prefix, seed, note)
     if sabotage:
         {
-            "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+            "crash": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "hang": lambda: signal.pause(),
             "error": lambda: worker.attempt(int, "no number"),
             "length": lambda: worker.receive(bytes(INLINE_BYTES + 1)),
@@ -284,7 +284,7 @@ def test_garbage_in_a_live_segment(name: str, tmp_path: Path, seed: int) -> None
 
 @pytest.mark.parametrize(
     ("sabotage", "says"),
-    [("crash", "exit status -11"), ("hang", "it hangs"), ("error", "ValueError"), ("length", "longer than")],
+    [("crash", "exit status -9"), ("hang", "it hangs"), ("error", "ValueError"), ("length", "longer than")],
 )
 def test_the_harness_notices(name: str, tmp_path: Path, sabotage: str, says: str) -> None:
     with pytest.raises(pytest.fail.Exception, match=says):
