@@ -229,6 +229,9 @@ int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork 
 /* The steps below a blocking put or get, which the Python glue drives itself. */
 int shmq_put_begin(shmq_queue *q);  /* may this handle put now?  Claims the role. */
 int shmq_get_begin(shmq_queue *q);
+/* After SHMQ_NOT_READY from one of these: waits up to 200 ms for the repair of a dead holder; SHMQ_ROLE_TAKEN
+ * where it does not come. */
+int shmq_settle_roles(shmq_queue *q);
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                         const void *data, uint32_t bytes);
 int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);

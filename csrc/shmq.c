@@ -28,7 +28,7 @@
 
 #define OPEN_PATIENCE_NS INT64_C(1000000000)
 #define TAKE_SPINS 40   /* about a microsecond */
-#define CLAIM_TRIES 200 /* a millisecond each, where another process repairs what the dead holder left */
+#define SETTLE_TRIES 200 /* a millisecond each, where another process repairs what a dead holder left */
 
 /* ---- life of a handle ---- */
 
@@ -198,15 +198,16 @@ int shmq_usable(const shmq_queue *q) {
     return SHMQ_OK;
 }
 
-/* From nobody, or from the dead once they are reaped.  A live holder keeps its role. */
+/* From nobody, or from the dead once they are reaped.  A live holder keeps its role.  SHMQ_NOT_READY: a dead
+ * holder is not repaired yet, see shmq_settle_roles. */
 static int claim_role(shmq_queue *q, bool producer) {
     shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
     struct shmq_side *side = producer ? &q->put : &q->get;
     if (q->observer) return SHMQ_INVALID;
-    for (int tries = 0; tries < CLAIM_TRIES; tries++) {
+    for (;;) {
         uint64_t holder = load_acquire(role);
         if (holder == 0) {
-            /* Acquire: what the last holder did to the ring is visible. */
+            /* Acquire: what the last holder did to the ring is visible.  Progress: another one has it now. */
             if (!cas_acq_rel(role, &holder, shmq_role_word(q->me.index, q->me.epoch))) continue;
             side->held = true;
             int status = shmq_spsc_side_load(&q->ring, producer, &side->spsc);
@@ -215,12 +216,26 @@ static int claim_role(shmq_queue *q, bool producer) {
         }
         uint32_t owner = shmq_role_owner(holder), repaired;
         if (owner >= q->segment.geometry.peers) return SHMQ_CORRUPT;
-        if (shmq_peers_alive(&q->segment, owner) != 0) break;
+        if (shmq_peers_alive(&q->segment, owner) != 0) return SHMQ_ROLE_TAKEN;
         (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
-        if (repaired == 0) { /* another reaper is at it: it will not be long */
-            const struct timespec pause = {.tv_nsec = 1000000};
-            (void)nanosleep(&pause, NULL);
-        }
+        if (repaired == 0) return SHMQ_NOT_READY; /* another reaper is at it, or we have no descriptor left */
+    }
+}
+
+static bool dead_holder(const shmq_queue *q, const shmq_a64 *role) {
+    uint64_t holder = load_acquire(role);
+    uint32_t owner = shmq_role_owner(holder);
+    return holder != 0 && owner < q->segment.geometry.peers && shmq_peers_alive(&q->segment, owner) == 0;
+}
+
+int shmq_settle_roles(shmq_queue *q) {
+    const struct timespec pause = {.tv_nsec = 1000000};
+    uint32_t repaired;
+    for (int tries = 0; tries < SETTLE_TRIES; tries++) {
+        if (!dead_holder(q, &q->control->roles.producer) && !dead_holder(q, &q->control->roles.consumer))
+            return SHMQ_OK;
+        (void)nanosleep(&pause, NULL);
+        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
     }
     return SHMQ_ROLE_TAKEN;
 }
@@ -462,10 +477,23 @@ static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t 
 
 /* ---- the blocking calls of the C interface ---- */
 
+static int may_put(shmq_queue *q) {
+    int status = shmq_put_begin(q);
+    if (SHMQ_LIKELY(status != SHMQ_NOT_READY)) return status;
+    status = shmq_settle_roles(q);
+    return status == SHMQ_OK ? shmq_put_begin(q) : status;
+}
+static int may_get(shmq_queue *q) {
+    int status = shmq_get_begin(q);
+    if (SHMQ_LIKELY(status != SHMQ_NOT_READY)) return status;
+    status = shmq_settle_roles(q);
+    return status == SHMQ_OK ? shmq_get_begin(q) : status;
+}
+
 static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                       const void *data, uint32_t bytes, int64_t deadline_ns) {
     for (;;) {
-        int status = shmq_put_begin(q);
+        int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
         if (status != SHMQ_OK) status = wait_after(q, status, meta_bytes + bytes, 0, deadline_ns);
         else return SHMQ_OK;
@@ -475,7 +503,7 @@ static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t 
 
 int shmq_loan(shmq_queue *q, uint64_t bytes, int64_t deadline_ns, shmq_block **block) {
     for (;;) {
-        int status = shmq_put_begin(q);
+        int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, block);
         if (status == SHMQ_OK) return SHMQ_OK;
         status = wait_after(q, status, 0, bytes, deadline_ns);
@@ -486,7 +514,7 @@ int shmq_loan(shmq_queue *q, uint64_t bytes, int64_t deadline_ns, shmq_block **b
 static int publish_as(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes,
                       int64_t deadline_ns) {
     for (;;) {
-        int status = shmq_put_begin(b->queue);
+        int status = may_put(b->queue);
         if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
         if (status == SHMQ_OK) return SHMQ_OK;
         status = wait_after(b->queue, status, sizeof(uint64_t), 0, deadline_ns);
@@ -534,7 +562,7 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
     if (each > q->ring.inline_bytes) return SHMQ_TOO_LARGE;
     while (*done < n) {
         uint64_t run = 0;
-        int status = shmq_put_begin(q);
+        int status = may_put(q);
         while (status == SHMQ_OK && *done + run < n) {
             struct shmq_record record;
             status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)each, SHMQ_RAW, 0, &record);
@@ -589,7 +617,7 @@ int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
     if (q == NULL || m == NULL) return SHMQ_INVALID;
     for (;;) {
         struct shmq_record record;
-        int status = shmq_get_begin(q);
+        int status = may_get(q);
         struct shmq_spsc_side before = q->get.spsc;
         if (status == SHMQ_OK) status = shmq_try_next(q, &record);
         if (status == SHMQ_OK) {

@@ -18,6 +18,7 @@ int py_reattach(const shmq_queue *inherited, shmq_queue **queue);
 int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name);
 unsigned py_held(shmq_queue *q);
 int shmq_usable(const shmq_queue *q);
+int py_settle_roles(shmq_queue *q);
 int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes);
 int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array);
 int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays);

@@ -359,6 +359,15 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
     return i == start && status != SHMQ_OK ? -(Py_ssize_t)status : i - start;
 }
 
+static int py_settle_roles(shmq_queue *q) {
+    shmq_pin(q);
+    PyThreadState *state = PyEval_SaveThread();
+    int status = shmq_settle_roles(q);
+    PyEval_RestoreThread(state);
+    shmq_unpin(q);
+    return status;
+}
+
 static int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns) {
     uint64_t cursor = q->put.spsc.cursor; /* under the GIL */
     shmq_pin(q);

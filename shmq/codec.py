@@ -25,6 +25,8 @@ from .tensor import ALIGNMENT, Arrays, NdArray
 
 EXT_ARRAY = 113
 HEAD = struct.Struct("=II")
+BODY_BYTES = 0xFFFF_FFFF
+"""An envelope's msgpack body is at most this long, because HEAD says its length in 32 bits."""
 NAMES = {
     lib.SHMQ_RAW: "raw",
     lib.SHMQ_MSGPACK: "msgpack",
@@ -83,7 +85,7 @@ def encode(obj: Any, allow_pickle: bool) -> Encoded:
     except (errors.Unencodable, OverflowError, RecursionError, TypeError, ValueError) as e:
         if allow_pickle:
             return _encode_pickle(obj)
-        if isinstance(e, errors.Unencodable):
+        if isinstance(e, errors.ShmqError):
             raise
         raise errors.Unencodable(f"cannot encode {type(obj).__name__}: {e}") from e
 
@@ -151,6 +153,11 @@ def _encode_message(obj: Any) -> Encoded:
     body = msgspec.msgpack.encode(obj, enc_hook=hook)
     if not found:
         return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), _flat(len(body)), None
+    if len(body) > BODY_BYTES:
+        raise errors.MessageTooLarge(
+            f"what lies around the arrays of a message is {len(body):,} bytes long and may be {BODY_BYTES:,}; "
+            "send it in several messages, or its long parts as arrays"
+        )
     if body.count(_EXTENSION_MARK) != len(found):
         _check_extensions(body, len(found))
 

@@ -74,6 +74,7 @@ class Queue:
     __slots__ = (
         "__weakref__",
         "_c",
+        "_full_texts",
         "_identity",
         "_inline_bytes",
         "_options",
@@ -186,6 +187,12 @@ class Queue:
         self._put, self._take, self._try_take, self._take_many = bound
         found = stats.read(handle, name)
         self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
+        self._full_texts = (
+            f"the ring of {found.ring_bytes:,} bytes is full; consume faster, wait (timeout=...), or create "
+            "the queue with a larger ring_bytes",
+            f"the arena of {found.arena_bytes:,} bytes has no free run of pages that is long enough; drop views "
+            "sooner, wait (timeout=...), or create the queue with a larger arena_bytes",
+        )
         _open_handles.add(self)
 
     # ---- messages ----
@@ -231,8 +238,8 @@ class Queue:
             lib.py_wait_put(c, True, size.block_bytes, slice_end_ns(deadline))
 
     def _raise_full(self, status: int, size: int, waited: bool) -> None:
-        if not waited:
-            errors.raise_status(status, self.name)
+        if not waited:  # whoever tries without waiting wants to know soon: no look at the peers
+            errors.raise_status(status, self.name, self._full_texts[status == lib.SHMQ_ARENA_FULL])
         if status == lib.SHMQ_FULL:
             errors.raise_status(status, self.name, stats.explain_full(self._c, self.name))
         errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size))
@@ -409,9 +416,13 @@ class Queue:
                 errors.raise_status(status, self.name)
 
     def _recover_or_raise(self, status: int, size: int) -> None:
-        """Returns where trying again makes sense: a forked handle that could attach anew."""
+        """Returns where trying again makes sense: a forked handle that could attach anew, a role set free."""
         if status == lib.SHMQ_FORKED and lib.py_held(self._c) == 0:
             return self.reattach()
+        if status == lib.SHMQ_NOT_READY:  # a dead process had the role, and is not repaired yet
+            status = lib.py_settle_roles(self._c)
+            if status == lib.SHMQ_OK:
+                return None
         if status == lib.SHMQ_TOO_LARGE:
             largest = stats.read(self._c, self.name).largest_message_bytes
             errors.raise_status(

@@ -170,7 +170,14 @@ def explain_full(c: Any, name: str) -> str:
 
 def explain_role_taken(c: Any, name: str) -> str:
     """Text of ``RoleTaken``: who has the roles."""
-    held = "; ".join(f"{' and '.join(sorted(p.roles))}: {p}" for p in read_peers(c, name) if p.roles)
+    holders = [p for p in read_peers(c, name) if p.roles]
+    dead = [p for p in holders if p.alive is False]
+    held = "; ".join(f"{' and '.join(sorted(p.roles))}: {p}" for p in dead or holders)
+    if dead:
+        return (
+            f"its role is a dead process's ({held}), and what that left could not be repaired: another process "
+            "is at it, or this one has no file descriptor free (ulimit -n). Try again"
+        )
     return (
         f"the queue has one producer and one consumer, and a live handle has this role ({held}). Let it "
         "close its handle first, or use another queue"

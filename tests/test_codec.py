@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from shmq._core import lib
 
 import shmq
+from shmq import codec
 
 Make = Callable[..., shmq.Queue]
 
@@ -792,3 +793,14 @@ def test_every_prefix_of_a_good_message_is_an_error(make: Make) -> None:
             assert len(payload) == len(good) or not good[len(payload) :].strip(b"\0")
     assert q.empty()
     assert q.stats().pages["leased"] == 0
+
+
+def test_a_body_that_its_length_field_cannot_say(q: shmq.Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four gigabytes in truth; here the limit is lowered to what a test can send."""
+    assert codec.BODY_BYTES == (1 << 32) - 1
+    monkeypatch.setattr(codec, "BODY_BYTES", 1000)
+    with pytest.raises(shmq.MessageTooLarge, match=r"1,0\d\d bytes long and may be 1,000"):
+        q.put(["x" * 1000, np.zeros(3)])
+    assert q.empty()
+    q.put(["x" * 900, np.zeros(3)])
+    assert q.get()[0] == "x" * 900

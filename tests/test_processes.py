@@ -1,6 +1,7 @@
 """Two processes and more: fork, forkserver, spawn, pickled and inherited handles, deaths, take-overs."""
 
 import contextlib
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import pickle
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ import shmq
 
 Make = Callable[..., shmq.Queue]
 PATIENCE = 60
+F_OFD_SETLK = 37  # linux/fcntl.h
 METHODS = ["fork", "forkserver", "spawn"]
 Fork = Callable[[Callable[[], Any]], "Child"]
 Start = Callable[..., Any]
@@ -811,6 +814,40 @@ def test_a_blocked_put_outlives_its_consumer(make: Make, child: Fork) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+REAPER_LOCKS_AT = 8192  # peers.c
+
+
+def test_a_role_whose_repair_takes_long(make: Make, child: Fork) -> None:
+    """A dead producer whom another process is just repairing: whoever wants the role waits for it, and neither
+    keeps this process's other threads from running nor waits for ever."""
+    q = make()
+    victim = child(lambda: [q.put(b"1"), time.sleep(PATIENCE)])
+    assert q.get(timeout=PATIENCE) == b"1"
+    victim.kill()
+    (dead,) = (p for p in shmq.inspect(q.name).peers if p.alive is False)
+    with open(f"/dev/shm/shmq.{q.name}", "rb+") as reaper:
+        lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, REAPER_LOCKS_AT + dead.index, 1, 0)
+        fcntl.fcntl(reaper, F_OFD_SETLK, lock)
+        ticks = [0]
+        stop = threading.Event()
+
+        def tick() -> None:
+            while not stop.wait(0.001):
+                ticks[0] += 1
+
+        other = threading.Thread(target=tick)
+        other.start()
+        try:
+            with pytest.raises(shmq.RoleTaken, match=rf"pid {dead.pid}.*dead"):
+                q.put(b"2")
+        finally:
+            stop.set()
+            other.join()
+        assert ticks[0] > 10
+    q.put(b"3")
+    assert q.get() == b"3"
 
 
 def test_peers_tell_the_dead(make: Make, child: Fork) -> None:

@@ -85,6 +85,17 @@ def fill_arena(q: shmq.Queue) -> list[Any]:
     return held
 
 
+def test_full_without_waiting(make: Make) -> None:
+    q = make(ring_bytes=4096, arena_bytes=1 << 20)
+    held = fill_arena(q)
+    with pytest.raises(shmq.ArenaFull, match=r"1,048,576.*views.*arena_bytes"):
+        q.put_nowait(np.zeros(2048))
+    fill(q)
+    with pytest.raises(shmq.Full, match=r"4,096.*ring_bytes"):
+        q.put_nowait(b"x" * 100)
+    del held
+
+
 @pytest.mark.parametrize("timeout", [0, 0.1, None])
 def test_a_full_ring(make: Make, timeout: float | None) -> None:
     q = make(ring_bytes=4096)
