@@ -24,6 +24,7 @@ check: $(VENV)/built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] shmq/_glue.h tests/c/*.[ch] examples/*.c
 	for f in $(C_FILES); do cc $(CFLAGS_CHECK) -c $$f -o /dev/null || exit 1; done
 
 asan: $(VENV)/built

@@ -94,8 +94,7 @@ static bool claim_run(struct shmq_arena *a, uint32_t page, uint32_t n, uint64_t 
     return true;
 }
 
-static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint32_t *page,
-                     uint64_t *word) {
+static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint32_t *page, uint64_t *word) {
     uint32_t end = t->first + t->pages;
     uint64_t reach = WINDOW_PAGES + 4 * (uint64_t)n;
     uint32_t window = t->first + (t->pages < reach ? t->pages : (uint32_t)reach);
@@ -150,9 +149,9 @@ static int change(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_t 
 
 /* After this a reaper looks at the ring to learn whether the block is a message (P1 follows). */
 int shmq_arena_send(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_t position) {
-    return change(a, page, word,
-                  shmq_word(SHMQ_PAGE_INFLIGHT, a->owner, shmq_word_generation(*word),
-                            shmq_cursor_argument(position)));
+    return change(
+        a, page, word,
+        shmq_word(SHMQ_PAGE_INFLIGHT, a->owner, shmq_word_generation(*word), shmq_cursor_argument(position)));
 }
 
 int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
@@ -204,8 +203,8 @@ uint64_t shmq_arena_held_bytes(const struct shmq_arena *a, uint32_t owner) {
         uint64_t w = load_relaxed(&a->words[page]);
         uint32_t state = shmq_word_state(w);
         if ((state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner)
-            bytes += (1 + (uint64_t)run_behind(a, page, shmq_word_generation(w))) *
-                     tier_of(a, page)->page_bytes;
+            bytes +=
+                (1 + (uint64_t)run_behind(a, page, shmq_word_generation(w))) * tier_of(a, page)->page_bytes;
     }
     return bytes;
 }
@@ -245,8 +244,9 @@ void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uin
         shmq_word_generation(w) != shmq_handle_generation(handle))
         return;
     /* Death here or after: the next reaper finds either the lease or the repaired word. */
-    uint64_t again = shmq_word(SHMQ_PAGE_INFLIGHT, dead, shmq_word_generation(w),
-                               shmq_cursor_argument(position)) | SHMQ_WORD_COMMITTED;
+    uint64_t again =
+        shmq_word(SHMQ_PAGE_INFLIGHT, dead, shmq_word_generation(w), shmq_cursor_argument(position)) |
+        SHMQ_WORD_COMMITTED;
     (void)cas_acq_rel(&a->words[page], &w, again);
 }
 

@@ -31,7 +31,7 @@ struct shmq_segment {
     struct shmq_peer *peers;
     struct shmq_geometry geometry;
     uint32_t kind;
-    int fd;      /* ours; may have been closed behind our back, see shmq_segment_reopen */
+    int fd; /* ours; may have been closed behind our back, see shmq_segment_reopen */
     dev_t dev;
     ino_t ino;
     char name[256]; /* as shm_open takes it, or "" */
@@ -95,7 +95,7 @@ int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *waiter, 
 
 /* A peer slot that this process holds, through a lock that dies with the address space. */
 struct shmq_membership {
-    void *pin;      /* the PROT_NONE mapping that keeps the lock's file description alive */
+    void *pin; /* the PROT_NONE mapping that keeps the lock's file description alive */
     uint32_t index;
     uint64_t epoch;
 };
@@ -113,18 +113,18 @@ void shmq_peers_verdict_end(struct shmq_segment *segment, uint32_t index, uint64
 
 struct shmq_spsc {
     uint8_t *records;
-    uint64_t capacity;     /* a power of two */
+    uint64_t capacity; /* a power of two */
     uint32_t inline_bytes;
     struct shmq_cursor_line *tail, *head;
 };
 
 /* One side's private state.  `cursor` is the truth that the shared line repeats. */
 struct shmq_spsc_side {
-    uint64_t cursor;       /* published tail, or released head */
-    uint64_t ahead;        /* producer: end of what is reserved; consumer: end of what is peeked */
-    uint64_t far_seen;     /* the other side's cursor when we last looked */
-    uint64_t messages;     /* that passed `ahead` */
-    uint32_t flip;         /* which tally entry was written last */
+    uint64_t cursor;   /* published tail, or released head */
+    uint64_t ahead;    /* producer: end of what is reserved; consumer: end of what is peeked */
+    uint64_t far_seen; /* the other side's cursor when we last looked */
+    uint64_t messages; /* that passed `ahead` */
+    uint32_t flip;     /* which tally entry was written last */
 };
 
 struct shmq_record {
@@ -132,15 +132,14 @@ struct shmq_record {
     uint32_t bytes;
     uint16_t codec;
     uint16_t flags;
-    uint64_t position;     /* its cursor */
+    uint64_t position; /* its cursor */
 };
 
 void shmq_spsc_init(struct shmq_spsc *ring, uint64_t first_cursor);
 int shmq_spsc_valid(const struct shmq_spsc *ring);
 int shmq_spsc_side_load(const struct shmq_spsc *ring, bool producer, struct shmq_spsc_side *side);
-int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer,
-                          uint32_t bytes, uint16_t codec, uint16_t flags,
-                          struct shmq_record *record);
+int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer, uint32_t bytes,
+                          uint16_t codec, uint16_t flags, struct shmq_record *record);
 void shmq_spsc_commit(const struct shmq_spsc *ring, struct shmq_spsc_side *producer);
 void shmq_spsc_abort(struct shmq_spsc_side *producer, const struct shmq_spsc_side *before);
 int shmq_spsc_try_peek(const struct shmq_spsc *ring, struct shmq_spsc_side *consumer,
@@ -193,8 +192,8 @@ void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, uint64_t head, 
 
 /* ---- recover.c ---- */
 
-int shmq_recover_all(struct shmq_segment *segment, const struct shmq_spsc *ring,
-                     struct shmq_arena *arena, uint32_t myself, uint32_t *repaired);
+int shmq_recover_all(struct shmq_segment *segment, const struct shmq_spsc *ring, struct shmq_arena *arena,
+                     uint32_t myself, uint32_t *repaired);
 
 /* ---- shmq.c ---- */
 
@@ -206,20 +205,20 @@ struct shmq_side {
 
 /* One handle.  Private memory; only the counters that `counters` points to are shared. */
 struct shmq_queue {
-    shmq_a32 open;                /* other threads may close while one waits */
+    shmq_a32 open; /* other threads may close while one waits */
     bool observer;
-    uint64_t canary;              /* differs from *shmq_canary after a fork */
-    struct shmq_peer *counters;   /* our own entry */
+    uint64_t canary;            /* differs from *shmq_canary after a fork */
+    struct shmq_peer *counters; /* our own entry */
     struct shmq_control *control;
     struct shmq_side put, get;
     struct shmq_spsc ring;
     struct shmq_arena arena;
     struct shmq_segment segment;
     struct shmq_membership me;
-    shmq_a32 users;               /* of the mapping: the open handle, blocks, waiting calls */
-    shmq_a32 references;          /* to this struct: the handle, blocks */
-    shmq_a32 held;                /* blocks that are ours: loans and leases */
-    uint8_t *inline_copy;         /* shmq_get's buffer for in-line payloads */
+    shmq_a32 users;       /* of the mapping: the open handle, blocks, waiting calls */
+    shmq_a32 references;  /* to this struct: the handle, blocks */
+    shmq_a32 held;        /* blocks that are ours: loans and leases */
+    uint8_t *inline_copy; /* shmq_get's buffer for in-line payloads */
 };
 
 void shmq_hold_struct(shmq_queue *q); /* keeps the struct, not the mapping */
@@ -227,7 +226,7 @@ void shmq_release_struct(shmq_queue *q);
 int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork */
 
 /* The steps below a blocking put or get, which the Python glue drives itself. */
-int shmq_put_begin(shmq_queue *q);  /* may this handle put now?  Claims the role. */
+int shmq_put_begin(shmq_queue *q); /* may this handle put now?  Claims the role. */
 int shmq_get_begin(shmq_queue *q);
 /* After SHMQ_NOT_READY from one of these: waits up to 200 ms for the repair of a dead holder; SHMQ_ROLE_TAKEN
  * where it does not come. */

@@ -44,8 +44,8 @@
 #define SHMQ_PAGE 4096u
 #define SHMQ_SMALL_PAGE (16u << 10)
 #define SHMQ_LARGE_PAGE (2u << 20)
-#define SHMQ_MAX_PEERS 4095u          /* an owner has 12 bits */
-#define SHMQ_MAX_PAGES (1u << 24)     /* a page index in a handle has 24 bits */
+#define SHMQ_MAX_PEERS 4095u      /* an owner has 12 bits */
+#define SHMQ_MAX_PAGES (1u << 24) /* a page index in a handle has 24 bits */
 #define SHMQ_META_BYTES 96u
 
 enum shmq_kind { SHMQ_KIND_SPSC = 1, SHMQ_KIND_MPMC = 2, SHMQ_KIND_TOPIC = 3 };
@@ -55,25 +55,25 @@ enum shmq_kind { SHMQ_KIND_SPSC = 1, SHMQ_KIND_MPMC = 2, SHMQ_KIND_TOPIC = 3 };
 struct shmq_geometry {
     uint64_t total_bytes;
     uint64_t peers_at, ring_at, words_at, blocks_at, small_at, large_at;
-    uint64_t ring_bytes;     /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
-    uint64_t first_cursor;   /* where both cursors start: 0, or near the wrap in tests */
-    uint32_t peers;          /* entries of the peer table */
-    uint32_t slots;          /* mpmc, topic: a power of two; spsc: 0 */
-    uint32_t slot_bytes;     /* mpmc, topic: stride of a slot; spsc: 0 */
-    uint32_t inline_bytes;   /* longest payload that may lie in a record or slot */
+    uint64_t ring_bytes;   /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
+    uint64_t first_cursor; /* where both cursors start: 0, or near the wrap in tests */
+    uint32_t peers;        /* entries of the peer table */
+    uint32_t slots;        /* mpmc, topic: a power of two; spsc: 0 */
+    uint32_t slot_bytes;   /* mpmc, topic: stride of a slot; spsc: 0 */
+    uint32_t inline_bytes; /* longest payload that may lie in a record or slot */
     uint32_t small_pages, large_pages;
     uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
     uint32_t history;        /* topic: messages that a late subscriber still gets */
 };
 
 struct shmq_header {
-    shmq_a64 magic;          /* stored last, release; load acquire before anything else is read */
-    uint64_t fingerprint;    /* SHMQ_FINGERPRINT of the creator's build */
-    uint32_t kind;           /* enum shmq_kind */
-    uint32_t flags;          /* delivery, policy, priority bits; 0 at this ABI's start */
-    uint8_t uuid[16];        /* this segment and no other of the same name */
+    shmq_a64 magic;       /* stored last, release; load acquire before anything else is read */
+    uint64_t fingerprint; /* SHMQ_FINGERPRINT of the creator's build */
+    uint32_t kind;        /* enum shmq_kind */
+    uint32_t flags;       /* delivery, policy, priority bits; 0 at this ABI's start */
+    uint8_t uuid[16];     /* this segment and no other of the same name */
     uint64_t created_unix_ns;
-    uint32_t creator_pid;    /* for people only */
+    uint32_t creator_pid; /* for people only */
     uint32_t creator_uid;
     struct shmq_geometry geometry;
 };
@@ -100,7 +100,7 @@ struct shmq_eventcount {
 };
 
 struct shmq_roles {
-    shmq_a64 producer;  /* 0, or shmq_role_word(owner, epoch); by CAS, spsc only */
+    shmq_a64 producer; /* 0, or shmq_role_word(owner, epoch); by CAS, spsc only */
     shmq_a64 consumer;
     shmq_a32 lifecycle; /* enum shmq_lifecycle, only ever grows */
     uint8_t unused[SHMQ_LINE - 20];
@@ -114,7 +114,7 @@ struct shmq_control {
     struct shmq_eventcount not_empty; /* consumers sleep here */
     struct shmq_eventcount not_full;  /* producers sleep here, for ring and arena alike */
     struct shmq_roles roles;
-    uint8_t unused[3 * SHMQ_LINE];    /* priority lane, retry list, dedupe window */
+    uint8_t unused[3 * SHMQ_LINE]; /* priority lane, retry list, dedupe window */
 };
 
 /* ---- peer table ---------------------------------------------------------------------------- */
@@ -129,12 +129,12 @@ struct shmq_event {
 };
 
 struct shmq_peer {
-    shmq_a64 word;            /* lock the byte before this is written */
+    shmq_a64 word; /* lock the byte before this is written */
     uint64_t attached_unix_ns;
-    uint32_t pid;             /* for people only, never a verdict: may be of another PID namespace */
+    uint32_t pid; /* for people only, never a verdict: may be of another PID namespace */
     uint32_t unused0;
-    uint64_t start_ticks;     /* field 22 of /proc/pid/stat: tells a reused pid */
-    uint64_t doorbell;        /* names the FIFO of an event loop; 0: none */
+    uint64_t start_ticks; /* field 22 of /proc/pid/stat: tells a reused pid */
+    uint64_t doorbell;    /* names the FIFO of an event loop; 0: none */
     char comm[16];
     uint8_t unused1[SHMQ_LINE - 56];
 
@@ -142,12 +142,12 @@ struct shmq_peer {
     shmq_a64 parks, wakes, reaps;
     uint8_t unused2[SHMQ_LINE - 56];
 
-    shmq_a64 topic_cursor;    /* topic: this subscriber's next message */
+    shmq_a64 topic_cursor; /* topic: this subscriber's next message */
     shmq_a64 topic_missed;
-    shmq_a64 topic_bit;       /* index of its bit in the block's readers mask, plus 1; 0: none */
+    shmq_a64 topic_bit; /* index of its bit in the block's readers mask, plus 1; 0: none */
     uint8_t unused3[SHMQ_LINE - 24];
 
-    shmq_a64 events_written;  /* flight recorder: a ring of the last operations */
+    shmq_a64 events_written; /* flight recorder: a ring of the last operations */
     uint64_t unused4;
     struct shmq_event events[39];
 };
@@ -175,8 +175,8 @@ enum shmq_slot_state {
 
 struct shmq_slot {
     shmq_a64 word;
-    shmq_a64 record;  /* as an spsc record's header */
-    shmq_a64 handle;  /* block handle where the record says so */
+    shmq_a64 record; /* as an spsc record's header */
+    shmq_a64 handle; /* block handle where the record says so */
     uint32_t deliveries;
     uint32_t producer; /* owner that wrote it, for people */
     /* in-line payload follows, up to slot_bytes - 32 */
@@ -210,10 +210,9 @@ enum shmq_page_state {
 #define SHMQ_WORD_COMMITTED UINT64_C(8)
 #define SHMQ_ARGUMENT_BITS 36
 
-static inline uint64_t shmq_word(uint32_t state, uint32_t owner, uint32_t generation,
-                                 uint64_t argument) {
-    return (uint64_t)(state & 7u) | (uint64_t)(owner & 0xfffu) << 4 |
-           (uint64_t)(generation & 0xfffu) << 16 | argument << (64 - SHMQ_ARGUMENT_BITS);
+static inline uint64_t shmq_word(uint32_t state, uint32_t owner, uint32_t generation, uint64_t argument) {
+    return (uint64_t)(state & 7u) | (uint64_t)(owner & 0xfffu) << 4 | (uint64_t)(generation & 0xfffu) << 16 |
+           argument << (64 - SHMQ_ARGUMENT_BITS);
 }
 static inline uint32_t shmq_word_state(uint64_t w) { return (uint32_t)(w & 7u); }
 static inline uint32_t shmq_word_owner(uint64_t w) { return (uint32_t)(w >> 4) & 0xfffu; }
@@ -240,16 +239,16 @@ struct shmq_block_header {
     uint64_t payload_bytes;
     uint16_t codec;
     uint16_t flags;
-    uint32_t meta_bytes;      /* <= SHMQ_META_BYTES */
-    uint32_t deliveries;      /* at_least_once */
-    uint32_t producer;        /* owner that wrote it, for people */
-    shmq_a64 readers;         /* topic: one bit per subscriber that may still read */
+    uint32_t meta_bytes;           /* <= SHMQ_META_BYTES */
+    uint32_t deliveries;           /* at_least_once */
+    uint32_t producer;             /* owner that wrote it, for people */
+    shmq_a64 readers;              /* topic: one bit per subscriber that may still read */
     uint8_t meta[SHMQ_META_BYTES]; /* the codec's own header, e.g. struct shmq_tensor */
 };
 
 /* ---- the drawing, asserted ------------------------------------------------------------------ */
 
-#define SHMQ_ASSERT_AT(type, field, at) \
+#define SHMQ_ASSERT_AT(type, field, at)                                                                      \
     _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 
 _Static_assert(sizeof(struct shmq_geometry) == 104, "geometry");
@@ -275,9 +274,9 @@ SHMQ_ASSERT_AT(shmq_block_header, meta, 32);
 _Static_assert(sizeof(struct shmq_block_header) == 128, "block header");
 
 /* Two builds that disagree about any of these sizes refuse each other's segments. */
-#define SHMQ_FINGERPRINT                                                                        \
-    ((uint64_t)SHMQ_ABI_VERSION << 48 ^ (uint64_t)sizeof(struct shmq_header) << 40 ^            \
-     (uint64_t)sizeof(struct shmq_control) << 28 ^ (uint64_t)sizeof(struct shmq_peer) << 16 ^   \
+#define SHMQ_FINGERPRINT                                                                                     \
+    ((uint64_t)SHMQ_ABI_VERSION << 48 ^ (uint64_t)sizeof(struct shmq_header) << 40 ^                         \
+     (uint64_t)sizeof(struct shmq_control) << 28 ^ (uint64_t)sizeof(struct shmq_peer) << 16 ^                \
      (uint64_t)sizeof(struct shmq_block_header) << 8 ^ (uint64_t)sizeof(struct shmq_slot))
 
 #endif

@@ -117,4 +117,3 @@ int shmq_validate(shmq_queue *q) {
     if (status == SHMQ_OK) status = shmq_spsc_valid(&q->ring);
     return status == SHMQ_OK ? shmq_arena_valid(&q->arena) : status;
 }
-

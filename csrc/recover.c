@@ -19,16 +19,14 @@ static void give_up(shmq_a64 *role, uint32_t dead) {
     if (word != 0 && shmq_role_owner(word) == dead) (void)cas_acq_rel(role, &word, 0);
 }
 
-static void recover_one(struct shmq_segment *s, const struct shmq_spsc *ring,
-                        struct shmq_arena *arena, uint32_t dead) {
+static void recover_one(struct shmq_segment *s, const struct shmq_spsc *ring, struct shmq_arena *arena,
+                        uint32_t dead) {
     struct shmq_control *c = s->control;
     uint64_t consumer = load_acquire(&c->roles.consumer);
     struct shmq_record record;
-    if (consumer != 0 && shmq_role_owner(consumer) == dead &&
-        shmq_spsc_look(ring, 0, &record) == SHMQ_OK && (record.flags & SHMQ_RECORD_BLOCK) != 0 &&
-        record.bytes == sizeof(uint64_t))
-        shmq_arena_resend(arena, dead, load_relaxed((shmq_a64 *)(void *)record.payload),
-                          record.position);
+    if (consumer != 0 && shmq_role_owner(consumer) == dead && shmq_spsc_look(ring, 0, &record) == SHMQ_OK &&
+        (record.flags & SHMQ_RECORD_BLOCK) != 0 && record.bytes == sizeof(uint64_t))
+        shmq_arena_resend(arena, dead, load_relaxed((shmq_a64 *)(void *)record.payload), record.position);
     uint64_t head = load_acquire(&ring->head->cursor); /* before tail, both before the words */
     uint64_t tail = load_acquire(&ring->tail->cursor);
     shmq_arena_recover(arena, dead, head, tail);

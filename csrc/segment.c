@@ -35,10 +35,9 @@ static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * t
 /* Fills in every offset from the sizes.  False if a size is out of its range. */
 static bool layout(struct shmq_geometry *g) {
     uint64_t pages = (uint64_t)g->small_pages + g->large_pages;
-    if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX ||
-        (g->ring_bytes & (g->ring_bytes - 1)) != 0 || g->first_cursor % 8 != 0 || g->peers < 1 ||
-        g->peers > SHMQ_MAX_PEERS || pages > SHMQ_MAX_PAGES || g->inline_bytes < 8 ||
-        g->inline_bytes > g->ring_bytes / 4)
+    if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || (g->ring_bytes & (g->ring_bytes - 1)) != 0 ||
+        g->first_cursor % 8 != 0 || g->peers < 1 || g->peers > SHMQ_MAX_PEERS || pages > SHMQ_MAX_PAGES ||
+        g->inline_bytes < 8 || g->inline_bytes > g->ring_bytes / 4)
         return false;
     g->peers_at = SHMQ_CONTROL_AT + sizeof(struct shmq_control);
     g->ring_at = round_up(g->peers_at + g->peers * sizeof(struct shmq_peer), SHMQ_PAGE);
@@ -54,8 +53,7 @@ static bool layout(struct shmq_geometry *g) {
 /* Sizes from what the user asked for. */
 static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     memset(g, 0, sizeof *g);
-    if (p->ring_bytes > RING_MAX || p->arena_bytes > (uint64_t)SHMQ_MAX_PAGES * SHMQ_SMALL_PAGE)
-        return false;
+    if (p->ring_bytes > RING_MAX || p->arena_bytes > (uint64_t)SHMQ_MAX_PAGES * SHMQ_SMALL_PAGE) return false;
     for (g->ring_bytes = RING_MIN; g->ring_bytes < p->ring_bytes;) g->ring_bytes *= 2;
     g->first_cursor = p->first_cursor & ~UINT64_C(7);
     g->inline_bytes = p->inline_bytes;
@@ -199,8 +197,7 @@ int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *s) {
     int status = check_file(&st);
     if (status != SHMQ_OK) return status;
     if (st.st_size == 0) return SHMQ_NOT_READY;
-    if (st.st_size < (off_t)(SHMQ_CONTROL_AT + sizeof(struct shmq_control)))
-        return SHMQ_NOT_A_SEGMENT;
+    if (st.st_size < (off_t)(SHMQ_CONTROL_AT + sizeof(struct shmq_control))) return SHMQ_NOT_A_SEGMENT;
 
     struct shmq_header *h = mmap(NULL, SHMQ_CONTROL_AT, PROT_READ, MAP_SHARED, fd, 0);
     if (h == MAP_FAILED) return SHMQ_SYSTEM;
@@ -210,8 +207,7 @@ int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *s) {
     munmap(h, SHMQ_CONTROL_AT);
     if (magic == 0) return SHMQ_NOT_READY;
     if (magic != SHMQ_MAGIC) return SHMQ_NOT_A_SEGMENT;
-    if (copy.fingerprint != SHMQ_FINGERPRINT || copy.kind != SHMQ_KIND_SPSC)
-        return SHMQ_ABI_MISMATCH;
+    if (copy.fingerprint != SHMQ_FINGERPRINT || copy.kind != SHMQ_KIND_SPSC) return SHMQ_ABI_MISMATCH;
     s->geometry = copy.geometry;
     if (!layout(&s->geometry) || memcmp(&s->geometry, &copy.geometry, sizeof copy.geometry) != 0)
         return SHMQ_NOT_A_SEGMENT;

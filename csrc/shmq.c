@@ -27,7 +27,7 @@
 #include "core.h"
 
 #define OPEN_PATIENCE_NS INT64_C(1000000000)
-#define TAKE_SPINS 40   /* about a microsecond */
+#define TAKE_SPINS 40    /* about a microsecond */
 #define SETTLE_TRIES 200 /* a millisecond each, where another process repairs what a dead holder left */
 
 /* ---- life of a handle ---- */
@@ -70,10 +70,8 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
     if (!observer) {
         uint32_t repaired;
         shmq_wait_register();
-        if (creating)
-            shmq_spsc_init(&q->ring, segment->geometry.first_cursor);
-        else
-            (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, UINT32_MAX, &repaired);
+        if (creating) shmq_spsc_init(&q->ring, segment->geometry.first_cursor);
+        else (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, UINT32_MAX, &repaired);
         int status = shmq_peers_join(&q->segment, &q->me);
         if (status != SHMQ_OK) {
             int error = errno;
@@ -243,16 +241,14 @@ int shmq_settle_roles(shmq_queue *q) {
 int shmq_put_begin(shmq_queue *q) {
     int status = shmq_usable(q);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
-    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING))
-        return SHMQ_SHUT_DOWN;
+    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) != SHMQ_RUNNING)) return SHMQ_SHUT_DOWN;
     return SHMQ_LIKELY(q->put.held) ? SHMQ_OK : claim_role(q, true);
 }
 
 int shmq_get_begin(shmq_queue *q) {
     int status = shmq_usable(q);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
-    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED))
-        return SHMQ_SHUT_DOWN;
+    if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED)) return SHMQ_SHUT_DOWN;
     return SHMQ_LIKELY(q->get.held) ? SHMQ_OK : claim_role(q, false);
 }
 
@@ -298,16 +294,14 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
     return SHMQ_OK;
 }
 
-int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                     uint64_t bytes) {
+int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes, uint64_t bytes) {
     shmq_queue *q = b->queue;
     struct shmq_spsc_side before = q->put.spsc;
     struct shmq_record record;
-    if (b->word == 0 || meta_bytes > SHMQ_META_BYTES ||
-        !shmq_arena_holds(&q->arena, b->page, b->word, bytes))
+    if (b->word == 0 || meta_bytes > SHMQ_META_BYTES || !shmq_arena_holds(&q->arena, b->page, b->word, bytes))
         return SHMQ_INVALID;
-    int status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, sizeof(uint64_t), codec,
-                                       SHMQ_RECORD_BLOCK, &record);
+    int status =
+        shmq_spsc_try_reserve(&q->ring, &q->put.spsc, sizeof(uint64_t), codec, SHMQ_RECORD_BLOCK, &record);
     if (status != SHMQ_OK) return status;
     struct shmq_block_header *h = &q->arena.headers[b->page];
     h->payload_bytes = bytes;
@@ -317,8 +311,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     h->deliveries = 0;
     h->producer = q->me.index;
     if (meta_bytes > 0) memcpy(h->meta, meta, meta_bytes);
-    store_relaxed((shmq_a64 *)(void *)record.payload,
-                  shmq_handle(b->page, shmq_word_generation(b->word)));
+    store_relaxed((shmq_a64 *)(void *)record.payload, shmq_handle(b->page, shmq_word_generation(b->word)));
     /* Death before: LOANED, freed.  Death between this and the commit: INFLIGHT at a position that was never
      * published, freed.  Death after the commit: the message is delivered. */
     status = shmq_arena_send(&q->arena, b->page, &b->word, record.position);
@@ -428,8 +421,9 @@ static bool not_running(const shmq_queue *q) {
 static bool put_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
-    return not_running(q) || (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
-                                              : shmq_spsc_room(&q->ring, need->cursor, (uint32_t)need->bytes));
+    return not_running(q) ||
+           (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
+                            : shmq_spsc_room(&q->ring, need->cursor, (uint32_t)need->bytes));
 }
 static bool get_ready(void *context) {
     const struct need *need = context;
@@ -469,8 +463,8 @@ static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t 
     if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
     shmq_pin(q);
     bool for_block = tried == SHMQ_ARENA_FULL;
-    int status = shmq_wait_put(q, q->put.spsc.cursor, for_block, for_block ? block_bytes : record_bytes,
-                               deadline_ns);
+    int status =
+        shmq_wait_put(q, q->put.spsc.cursor, for_block, for_block ? block_bytes : record_bytes, deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -490,8 +484,8 @@ static int may_get(shmq_queue *q) {
     return status == SHMQ_OK ? shmq_get_begin(q) : status;
 }
 
-static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                      const void *data, uint32_t bytes, int64_t deadline_ns) {
+static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
+                      uint32_t bytes, int64_t deadline_ns) {
     for (;;) {
         int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
@@ -522,8 +516,8 @@ static int publish_as(shmq_block *b, uint16_t codec, const void *meta, uint32_t 
     }
 }
 
-static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                     const void *data, uint64_t bytes, int64_t deadline_ns) {
+static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
+                     uint64_t bytes, int64_t deadline_ns) {
     shmq_block *b;
     int status = shmq_loan(q, bytes, deadline_ns, &b);
     if (status != SHMQ_OK) return status;
@@ -547,8 +541,7 @@ static bool tensor_ok(const shmq_tensor *t) {
 
 int shmq_put_tensor(shmq_queue *q, const void *data, uint64_t bytes, const shmq_tensor *tensor,
                     int64_t deadline_ns) {
-    if (q == NULL || tensor == NULL || !tensor_ok(tensor) || (data == NULL && bytes > 0))
-        return SHMQ_INVALID;
+    if (q == NULL || tensor == NULL || !tensor_ok(tensor) || (data == NULL && bytes > 0)) return SHMQ_INVALID;
     if (bytes + sizeof *tensor <= q->ring.inline_bytes && bytes < 1024)
         return put_inline(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, (uint32_t)bytes, deadline_ns);
     return put_block(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, bytes, deadline_ns);
@@ -580,9 +573,8 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
 
 int shmq_publish(shmq_block *b, const shmq_tensor *tensor, int64_t deadline_ns) {
     if (b == NULL || (tensor != NULL && !tensor_ok(tensor))) return SHMQ_INVALID;
-    int status = tensor == NULL
-                     ? publish_as(b, SHMQ_RAW, NULL, 0, deadline_ns)
-                     : publish_as(b, SHMQ_TENSOR, tensor, sizeof *tensor, deadline_ns);
+    int status = tensor == NULL ? publish_as(b, SHMQ_RAW, NULL, 0, deadline_ns)
+                                : publish_as(b, SHMQ_TENSOR, tensor, sizeof *tensor, deadline_ns);
     if (status == SHMQ_OK) shmq_block_release(b);
     return status;
 }
@@ -603,9 +595,8 @@ static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message
     }
     if (q->inline_copy == NULL && (q->inline_copy = malloc(q->ring.inline_bytes)) == NULL)
         return SHMQ_OUT_OF_SPACE;
-    m->meta_bytes = record->codec == SHMQ_TENSOR && record->bytes >= sizeof m->tensor
-                        ? (uint32_t)sizeof m->tensor
-                        : 0;
+    m->meta_bytes =
+        record->codec == SHMQ_TENSOR && record->bytes >= sizeof m->tensor ? (uint32_t)sizeof m->tensor : 0;
     memcpy(&m->tensor, record->payload, m->meta_bytes);
     m->bytes = record->bytes - m->meta_bytes;
     m->data = q->inline_copy;
@@ -663,11 +654,24 @@ int shmq_reap(shmq_queue *q, uint32_t *repaired) {
 }
 
 const char *shmq_status_text(int status) {
-    static const char *const texts[] = {
-        "ok", "ring full", "arena full", "empty", "interrupted by a signal", "message too large",
-        "handle closed", "queue shut down", "role taken by a live process",
-        "handle inherited through fork", "segment corrupt", "not a shmq segment",
-        "made by an incompatible build", "not ready", "wrong owner or mode", "peer table full",
-        "out of space", "invalid argument", "system call failed"};
+    static const char *const texts[] = {"ok",
+                                        "ring full",
+                                        "arena full",
+                                        "empty",
+                                        "interrupted by a signal",
+                                        "message too large",
+                                        "handle closed",
+                                        "queue shut down",
+                                        "role taken by a live process",
+                                        "handle inherited through fork",
+                                        "segment corrupt",
+                                        "not a shmq segment",
+                                        "made by an incompatible build",
+                                        "not ready",
+                                        "wrong owner or mode",
+                                        "peer table full",
+                                        "out of space",
+                                        "invalid argument",
+                                        "system call failed"};
     return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }

@@ -47,8 +47,8 @@ extern "C" {
 
 enum shmq_status {
     SHMQ_OK = 0,
-    SHMQ_FULL = 1,           /* no room in the ring now */
-    SHMQ_ARENA_FULL = 2,     /* no free run of pages that is long enough now */
+    SHMQ_FULL = 1,       /* no room in the ring now */
+    SHMQ_ARENA_FULL = 2, /* no free run of pages that is long enough now */
     SHMQ_EMPTY = 3,
     SHMQ_INTERRUPTED = 4,    /* by a signal; nothing changed */
     SHMQ_TOO_LARGE = 5,      /* will never fit: see shmq_stats.largest_message_bytes */
@@ -69,13 +69,14 @@ enum shmq_status {
 
 /* How a payload is encoded.  The C side moves payloads and never decodes them. */
 enum shmq_codec {
-    SHMQ_RAW = 0,            /* bytes as they are */
+    SHMQ_RAW = 0, /* bytes as they are */
     SHMQ_MSGPACK = 1,
-    SHMQ_TENSOR = 2,         /* one array; its header is a struct shmq_tensor */
-    SHMQ_ENVELOPE = 3,       /* msgpack with arrays beside it */
-    SHMQ_PICKLE = 4          /* never decoded unless the receiver asked for it */
+    SHMQ_TENSOR = 2,   /* one array; its header is a struct shmq_tensor */
+    SHMQ_ENVELOPE = 3, /* msgpack with arrays beside it */
+    SHMQ_PICKLE = 4    /* never decoded unless the receiver asked for it */
 };
 
+/* clang-format off */
 enum shmq_dtype {
     SHMQ_BOOL = 1,
     SHMQ_INT8 = 2, SHMQ_INT16 = 3, SHMQ_INT32 = 4, SHMQ_INT64 = 5,
@@ -86,19 +87,20 @@ enum shmq_dtype {
     SHMQ_FLOAT8_E4M3FN = 16, SHMQ_FLOAT8_E5M2 = 17,
     SHMQ_FLOAT8_E4M3FNUZ = 18, SHMQ_FLOAT8_E5M2FNUZ = 19, SHMQ_FLOAT8_E8M0FNU = 20
 };
+/* clang-format on */
 
 enum shmq_tensor_flags {
-    SHMQ_FROM_TORCH = 1,     /* the sender's object was a torch tensor */
-    SHMQ_IS_SCALAR = 2       /* the sender's object was a numpy scalar */
+    SHMQ_FROM_TORCH = 1, /* the sender's object was a torch tensor */
+    SHMQ_IS_SCALAR = 2   /* the sender's object was a numpy scalar */
 };
 
 /* Header of a SHMQ_TENSOR message.  The data is dense, in order 'C' (last axis fastest) or 'F'. */
 typedef struct shmq_tensor {
-    uint8_t dtype;           /* enum shmq_dtype */
-    uint8_t order;           /* 'C' or 'F' */
-    uint8_t ndim;            /* 0..11 */
-    uint8_t flags;           /* enum shmq_tensor_flags */
-    uint32_t unused;         /* 0 */
+    uint8_t dtype;   /* enum shmq_dtype */
+    uint8_t order;   /* 'C' or 'F' */
+    uint8_t ndim;    /* 0..11 */
+    uint8_t flags;   /* enum shmq_tensor_flags */
+    uint32_t unused; /* 0 */
     uint64_t shape[11];
 } shmq_tensor;
 
@@ -108,8 +110,8 @@ typedef struct shmq_queue shmq_queue;
  * (received).  `data` is page-aligned and stays readable until shmq_block_release. */
 typedef struct shmq_block {
     void *data;
-    uint64_t bytes;          /* payload */
-    uint64_t word;           /* the page word that says we hold it; 0 once it is someone else's */
+    uint64_t bytes; /* payload */
+    uint64_t word;  /* the page word that says we hold it; 0 once it is someone else's */
     shmq_queue *queue;
     uint32_t page;
     uint32_t unused;
@@ -121,18 +123,18 @@ typedef struct shmq_message {
     void *data;
     uint64_t bytes;
     shmq_block *block;
-    uint16_t codec;          /* enum shmq_codec */
+    uint16_t codec; /* enum shmq_codec */
     uint16_t unused;
     uint32_t meta_bytes;
-    shmq_tensor tensor;      /* if codec is SHMQ_TENSOR */
+    shmq_tensor tensor; /* if codec is SHMQ_TENSOR */
 } shmq_message;
 
 typedef struct shmq_params {
-    uint64_t ring_bytes;     /* rounded up to a power of two, 4 KiB .. 1 GiB */
-    uint64_t arena_bytes;    /* >= 4 MiB: the large pages, and a quarter of it as small pages */
-    uint64_t first_cursor;   /* 0; tests start near the wrap */
-    uint32_t inline_bytes;   /* longest in-line payload, at most ring_bytes / 4 */
-    uint32_t peers;          /* processes that may be attached at once, 1 .. 4095 */
+    uint64_t ring_bytes;   /* rounded up to a power of two, 4 KiB .. 1 GiB */
+    uint64_t arena_bytes;  /* >= 4 MiB: the large pages, and a quarter of it as small pages */
+    uint64_t first_cursor; /* 0; tests start near the wrap */
+    uint32_t inline_bytes; /* longest in-line payload, at most ring_bytes / 4 */
+    uint32_t peers;        /* processes that may be attached at once, 1 .. 4095 */
 } shmq_params;
 
 typedef struct shmq_stats {
@@ -140,10 +142,10 @@ typedef struct shmq_stats {
     uint64_t ring_bytes, ring_used_bytes;
     uint64_t arena_bytes, arena_free_bytes, largest_free_bytes;
     uint64_t largest_message_bytes;
-    uint64_t pages[6];       /* by state: free, loaned, inflight, leased, returned, cont */
+    uint64_t pages[6]; /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
-    uint32_t full;           /* 1: a payload of inline_bytes finds no room in the ring */
+    uint32_t full; /* 1: a payload of inline_bytes finds no room in the ring */
     uint32_t unused;
     int32_t producer, consumer; /* index of the peer that has the role, or -1 */
     uint8_t uuid[16];
@@ -152,19 +154,19 @@ typedef struct shmq_stats {
 typedef struct shmq_peer_info {
     uint64_t epoch, attached_unix_ns, start_ticks;
     uint64_t messages_put, bytes_put, messages_got, bytes_got, parks, wakes;
-    uint64_t held_bytes;     /* arena pages it has loaned or leased */
+    uint64_t held_bytes; /* arena pages it has loaned or leased */
     uint32_t index, pid;
-    int32_t alive;           /* 1, 0, or -1 where the kernel could not be asked */
+    int32_t alive; /* 1, 0, or -1 where the kernel could not be asked */
     int32_t is_producer, is_consumer;
     char comm[16];
 } shmq_peer_info;
 
 typedef struct shmq_peeked {
-    uint64_t position;       /* cursor of its record */
+    uint64_t position; /* cursor of its record */
     uint64_t bytes;
     uint16_t codec;
     uint16_t in_block;
-    uint32_t copied_bytes;   /* of the payload, in the caller's buffer */
+    uint32_t copied_bytes; /* of the payload, in the caller's buffer */
     uint32_t meta_bytes;
     uint32_t unused;
     shmq_tensor tensor;
@@ -200,8 +202,8 @@ int shmq_put_tensor(shmq_queue *queue, const void *data, uint64_t bytes, const s
                     int64_t deadline_ns);
 /* Puts `count` payloads of `each` bytes that lie one after the other, published by as few stores as
  * fit; waits until all are in.  *done says how many are. */
-int shmq_put_many(shmq_queue *queue, const void *data, uint64_t each, uint64_t count,
-                  int64_t deadline_ns, uint64_t *done);
+int shmq_put_many(shmq_queue *queue, const void *data, uint64_t each, uint64_t count, int64_t deadline_ns,
+                  uint64_t *done);
 /* Takes the next message.  Release it with shmq_message_release. */
 int shmq_get(shmq_queue *queue, shmq_message *message, int64_t deadline_ns);
 void shmq_message_release(shmq_message *message);
@@ -224,8 +226,7 @@ int shmq_get_stats(shmq_queue *queue, shmq_stats *stats);
 int shmq_get_peers(shmq_queue *queue, shmq_peer_info *peers, uint32_t capacity, uint32_t *count);
 /* Copies up to `capacity` bytes of the message `index` places behind the head, without taking it.  A
  * consumer that is at work may take it meanwhile: then SHMQ_EMPTY, or bytes that are no longer it. */
-int shmq_peek(shmq_queue *queue, uint32_t index, void *buffer, uint32_t capacity,
-              shmq_peeked *peeked);
+int shmq_peek(shmq_queue *queue, uint32_t index, void *buffer, uint32_t capacity, shmq_peeked *peeked);
 /* Checks every invariant of the segment that can be checked while others work on it. */
 int shmq_validate(shmq_queue *queue);
 /* Repairs what dead peers left behind.  Any peer may call it at any time; *repaired counts them. */

@@ -97,7 +97,7 @@ int shmq_spsc_side_load(const struct shmq_spsc *ring, bool producer, struct shmq
 static void publish(struct shmq_cursor_line *line, struct shmq_spsc_side *side) {
     side->flip ^= 1;
     store_release(&line->tally[side->flip].messages, side->messages); /* T0: after the last cursor */
-    store_release(&line->tally[side->flip].at, side->ahead); /* T1 */
+    store_release(&line->tally[side->flip].at, side->ahead);          /* T1 */
     side->cursor = side->ahead;
     store_release(&line->cursor, side->cursor); /* P1 -> C1 (tail), C2 -> P2 (head) */
 }
@@ -105,8 +105,7 @@ static void publish(struct shmq_cursor_line *line, struct shmq_spsc_side *side) 
 static int refresh_far(const struct shmq_spsc *ring, const struct shmq_cursor_line *far,
                        struct shmq_spsc_side *side, bool producer) {
     uint64_t seen = load_acquire(&far->cursor); /* C1 or P2 */
-    if (SHMQ_UNLIKELY(producer ? !plausible(ring, side->cursor, seen)
-                               : !plausible(ring, seen, side->cursor)))
+    if (SHMQ_UNLIKELY(producer ? !plausible(ring, side->cursor, seen) : !plausible(ring, seen, side->cursor)))
         return SHMQ_CORRUPT;
     side->far_seen = seen;
     return SHMQ_OK;
@@ -122,9 +121,8 @@ bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t byte
 
 /* Writes a record's header behind what is reserved already.  The caller fills record->payload, may
  * reserve more, then commits all with one store.  Nothing is visible before that. */
-int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer,
-                          uint32_t bytes, uint16_t codec, uint16_t flags,
-                          struct shmq_record *record) {
+int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer, uint32_t bytes,
+                          uint16_t codec, uint16_t flags, struct shmq_record *record) {
     uint64_t size = record_bytes(bytes), end = to_end(ring, producer->ahead);
     uint64_t need = size > end ? end + size : size;
     if (SHMQ_UNLIKELY(producer->ahead + need - producer->far_seen > ring->capacity)) {
@@ -160,8 +158,8 @@ void shmq_spsc_abort(struct shmq_spsc_side *producer, const struct shmq_spsc_sid
 }
 
 /* Decodes the record at `cursor`, of which `unread` bytes are published.  *next: where it ends. */
-static int decode(const struct shmq_spsc *ring, uint64_t cursor, uint64_t unread,
-                  struct shmq_record *record, uint64_t *next) {
+static int decode(const struct shmq_spsc *ring, uint64_t cursor, uint64_t unread, struct shmq_record *record,
+                  uint64_t *next) {
     uint64_t header = load_relaxed(header_at(ring, cursor)); /* once; ordered by C1 */
     record->bytes = (uint32_t)header;
     record->codec = (uint16_t)(header >> 32);

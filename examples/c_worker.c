@@ -45,33 +45,25 @@ static int failed(const char *what, int status) {
 static int check_matrix(const shmq_message *message) {
     const shmq_tensor *tensor = &message->tensor;
     const char *reason = NULL;
-    if (message->codec != SHMQ_TENSOR)
-        reason = "it is not a tensor";
-    else if (tensor->dtype != SHMQ_FLOAT32)
-        reason = "its dtype is not float32";
-    else if (tensor->ndim != 2)
-        reason = "it does not have 2 axes";
-    else if (tensor->order != 'C')
-        reason = "its order is not 'C'";
-    else if (tensor->shape[0] == 0)
-        reason = "it has no rows";
+    if (message->codec != SHMQ_TENSOR) reason = "it is not a tensor";
+    else if (tensor->dtype != SHMQ_FLOAT32) reason = "its dtype is not float32";
+    else if (tensor->ndim != 2) reason = "it does not have 2 axes";
+    else if (tensor->order != 'C') reason = "its order is not 'C'";
+    else if (tensor->shape[0] == 0) reason = "it has no rows";
     /* The shape came from another process: compare it with the bytes that are there, and divide
      * rather than multiply, since a product could wrap. */
     else if (message->bytes / sizeof(float) / tensor->shape[0] != tensor->shape[1] ||
              message->bytes % (sizeof(float) * tensor->shape[0]) != 0)
         reason = "its shape does not match its size";
-    if (reason == NULL)
-        return SHMQ_OK;
+    if (reason == NULL) return SHMQ_OK;
     fprintf(stderr, "c_worker: cannot use a message of %" PRIu64 " bytes: %s\n", message->bytes, reason);
     return SHMQ_INVALID;
 }
 
-static void scaled_row_sums(const float *matrix, uint64_t rows, uint64_t columns, float scale,
-                            float *sums) {
+static void scaled_row_sums(const float *matrix, uint64_t rows, uint64_t columns, float scale, float *sums) {
     for (uint64_t row = 0; row < rows; row++) {
         double sum = 0;
-        for (uint64_t column = 0; column < columns; column++)
-            sum += (double)matrix[row * columns + column];
+        for (uint64_t column = 0; column < columns; column++) sum += (double)matrix[row * columns + column];
         sums[row] = scale * (float)sum;
     }
 }
@@ -90,17 +82,13 @@ static int answer(shmq_queue *out, const shmq_message *message, float scale) {
     header.shape[0] = rows;
 
     /* The calls change nothing when a signal interrupts them. This message is still finished. */
-    do
-        status = shmq_loan(out, rows * sizeof(float), SHMQ_FOREVER, &loan);
+    do status = shmq_loan(out, rows * sizeof(float), SHMQ_FOREVER, &loan);
     while (status == SHMQ_INTERRUPTED);
-    if (status != SHMQ_OK)
-        return failed("loan", status);
+    if (status != SHMQ_OK) return failed("loan", status);
 
-    scaled_row_sums((const float *)message->data, rows, message->tensor.shape[1], scale,
-                    (float *)loan->data);
+    scaled_row_sums((const float *)message->data, rows, message->tensor.shape[1], scale, (float *)loan->data);
 
-    do
-        status = shmq_publish(loan, &header, SHMQ_FOREVER);
+    do status = shmq_publish(loan, &header, SHMQ_FOREVER);
     while (status == SHMQ_INTERRUPTED);
     if (status != SHMQ_OK) {
         shmq_block_release(loan); /* still ours: discard it */
@@ -114,18 +102,13 @@ static int work(shmq_queue *in, shmq_queue *out, float scale) {
     while (!stop) {
         shmq_message message;
         int status = shmq_get(in, &message, shmq_deadline(SLICE_NS));
-        if (status == SHMQ_INTERRUPTED || status == SHMQ_EMPTY)
-            continue;
-        if (status == SHMQ_SHUT_DOWN)
-            return SHMQ_OK;
-        if (status != SHMQ_OK)
-            return failed("get", status);
+        if (status == SHMQ_INTERRUPTED || status == SHMQ_EMPTY) continue;
+        if (status == SHMQ_SHUT_DOWN) return SHMQ_OK;
+        if (status != SHMQ_OK) return failed("get", status);
         status = check_matrix(&message);
-        if (status == SHMQ_OK)
-            status = answer(out, &message, scale);
+        if (status == SHMQ_OK) status = answer(out, &message, scale);
         shmq_message_release(&message); /* its memory goes back to the producer */
-        if (status != SHMQ_OK)
-            return status;
+        if (status != SHMQ_OK) return status;
     }
     return SHMQ_INTERRUPTED;
 }
@@ -152,10 +135,8 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &action, NULL);
 
     status = shmq_open(argv[1], &in);
-    if (status != SHMQ_OK)
-        failed(argv[1], status);
-    else if ((status = shmq_open(argv[2], &out)) != SHMQ_OK)
-        failed(argv[2], status);
+    if (status != SHMQ_OK) failed(argv[1], status);
+    else if ((status = shmq_open(argv[2], &out)) != SHMQ_OK) failed(argv[2], status);
     else if ((status = work(in, out, scale)) == SHMQ_OK)
         status = shmq_shutdown(out, 0); /* passes the end on */
 

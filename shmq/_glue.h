@@ -51,8 +51,7 @@
 /* ---- Lease: an object with the buffer protocol that ends the hold on a block when it dies ---- */
 
 struct lease {
-    PyObject_HEAD
-    shmq_block *block;
+    PyObject_HEAD shmq_block *block;
     uint8_t meta[SHMQ_META_BYTES]; /* a loan's: what it will be published as */
     uint32_t meta_bytes;
     uint16_t codec;
@@ -157,8 +156,8 @@ static int publish_and_release(shmq_queue *q, shmq_block *b, uint16_t codec, con
     return status;
 }
 
-static int put_payload(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                       const void *data, uint64_t bytes, uint64_t inline_limit) {
+static int put_payload(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
+                       uint64_t bytes, uint64_t inline_limit) {
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
@@ -179,15 +178,13 @@ static uint64_t array_inline_limit(const shmq_queue *q) {
 }
 
 /* `array` exports a dense buffer, in C or Fortran order; `meta` is a shmq_tensor or empty. */
-static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes,
-                         uintptr_t array) {
+static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array) {
     Py_buffer view;
     if (PyObject_GetBuffer((PyObject *)array, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
         PyErr_Clear();
         return SHMQ_INVALID;
     }
-    int status = put_payload(q, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf,
-                             (uint64_t)view.len,
+    int status = put_payload(q, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf, (uint64_t)view.len,
                              codec == SHMQ_TENSOR ? array_inline_limit(q) : q->ring.inline_bytes);
     PyBuffer_Release(&view);
     return status;
@@ -195,9 +192,8 @@ static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta
 
 /* Describes a dense array of a native dtype by its buffer.  False for everything else. */
 static int describe(const Py_buffer *v, shmq_tensor *t) {
-    static const uint8_t by_size[2][9] = {
-        {0, SHMQ_INT8, SHMQ_INT16, 0, SHMQ_INT32, 0, 0, 0, SHMQ_INT64},
-        {0, SHMQ_UINT8, SHMQ_UINT16, 0, SHMQ_UINT32, 0, 0, 0, SHMQ_UINT64}};
+    static const uint8_t by_size[2][9] = {{0, SHMQ_INT8, SHMQ_INT16, 0, SHMQ_INT32, 0, 0, 0, SHMQ_INT64},
+                                          {0, SHMQ_UINT8, SHMQ_UINT16, 0, SHMQ_UINT32, 0, 0, 0, SHMQ_UINT64}};
     const char *f = v->format;
     memset(t, 0, sizeof *t);
     if (f == NULL || v->ndim > 11 || v->itemsize > 16) return 0;
@@ -228,8 +224,8 @@ static int put_array(shmq_queue *q, PyObject *array) {
     }
     int status = PY_ENCODE;
     if (describe(&view, &t))
-        status = put_payload(q, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len,
-                             array_inline_limit(q));
+        status =
+            put_payload(q, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len, array_inline_limit(q));
     PyBuffer_Release(&view);
     return status;
 }
@@ -319,7 +315,10 @@ static int put_envelope(shmq_queue *q, const char *head, size_t head_bytes, cons
             head_bytes = sizeof sizes + table_bytes;
         }
         uint64_t before = head_bytes + body_bytes;
-        struct parts p = {{head, body, NULL}, {head_bytes, body_bytes, 0}, views, n,
+        struct parts p = {{head, body, NULL},
+                          {head_bytes, body_bytes, 0},
+                          views,
+                          n,
                           n > 0 ? aligned(before) + arrays_bytes : before};
         status = put_gathered(q, &p);
     }
@@ -469,8 +468,8 @@ static PyObject *labelled(uint16_t codec, PyObject *payload, PyObject *meta, con
 /* A peeked record that lies in a block, taken.  Arrays keep the block, the rest is copied out: msgpack, pickle
  * and bytes become objects of their own anyway.  NULL and *status where it could not be taken: it is still
  * the next one then, so nothing is lost for want of memory. */
-static PyObject *take_block(shmq_queue *q, const struct shmq_record *r,
-                            const struct shmq_spsc_side *before, int *status) {
+static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const struct shmq_spsc_side *before,
+                            int *status) {
     const struct shmq_block_header *h;
     shmq_block *b;
     if ((*status = shmq_try_lease(q, r, &b, &h)) != SHMQ_OK) {
@@ -583,8 +582,7 @@ static PyObject *fast_put(PyObject *self, PyObject *obj) {
     if (PyBytes_CheckExact(obj))
         status = put_payload(q, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
                              q->ring.inline_bytes);
-    else if ((void *)Py_TYPE(obj) == ndarray_type)
-        status = put_array(q, obj);
+    else if ((void *)Py_TYPE(obj) == ndarray_type) status = put_array(q, obj);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return PyLong_FromLong(status);
     Py_INCREF(Py_None);
     return Py_None;

@@ -197,7 +197,7 @@ BUGS = [
         "if (0)",
         "damage",
     ),
-    bug("committed_bit_forgotten", "arena.c", r" \| SHMQ_WORD_COMMITTED;", ";", "test_recover"),
+    bug("committed_bit_forgotten", "arena.c", r" \|\n\s+SHMQ_WORD_COMMITTED;", ";", "test_recover"),
     # publishing and taking
     bug(
         "published_before_in_flight",
@@ -318,7 +318,7 @@ BUGS = [
     bug(
         "ready_too_early",
         "shmq.c",
-        r"^        if \(creating\)\n(\s+shmq_spsc_init)",
+        r"^        if \(creating\) shmq_spsc_init",
         r"        if (creating) shmq_segment_ready(&q->segment);\n\g<0>",
         "points",
         "death_of_a_creator",

@@ -42,9 +42,9 @@ static inline void add_test(const char *name, void (*run)(void)) {
 }
 
 /* Constructors run in the order of the file. */
-#define TEST(name)                                                                     \
-    static void name(void);                                                            \
-    __attribute__((constructor)) static void add_##name(void) { add_test(#name, name); } \
+#define TEST(name)                                                                                           \
+    static void name(void);                                                                                  \
+    __attribute__((constructor)) static void add_##name(void) { add_test(#name, name); }                     \
     static void name(void)
 
 _Noreturn static inline void failed(const char *file, int line, const char *text) {
@@ -53,15 +53,14 @@ _Noreturn static inline void failed(const char *file, int line, const char *text
     _exit(1);
 }
 
-#define CHECK(condition)                                                       \
-    do {                                                                       \
-        if (!(condition)) failed(__FILE__, __LINE__, "not true: " #condition); \
+#define CHECK(condition)                                                                                     \
+    do {                                                                                                     \
+        if (!(condition)) failed(__FILE__, __LINE__, "not true: " #condition);                               \
     } while (0)
 
-#define CHECK_EQ(found, expected) \
+#define CHECK_EQ(found, expected)                                                                            \
     check_eq(__FILE__, __LINE__, #found, (uint64_t)(found), (uint64_t)(expected))
-static inline void check_eq(const char *file, int line, const char *what, uint64_t found,
-                            uint64_t expected) {
+static inline void check_eq(const char *file, int line, const char *what, uint64_t found, uint64_t expected) {
     if (found == expected) return;
     fprintf(stderr, "%s:%d: %s is %" PRIu64 " (%#" PRIx64 "), expected %" PRIu64 " (%#" PRIx64 ")\n", file,
             line, what, found, found, expected, expected);

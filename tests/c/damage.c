@@ -22,7 +22,7 @@ static struct last {
     shmq_a64 number, offset, before, after;
     shmq_a32 place;
     uint64_t statuses[SHMQ_SYSTEM + 1]; /* what the calls answered */
-} *last; /* shared with the parent, which tells it */
+} *last;                                /* shared with the parent, which tells it */
 
 static uint64_t seed;
 
@@ -34,8 +34,16 @@ static int note(int status) {
 
 /* A word that makes trouble: one bit off, near a limit, a copy from elsewhere, or anything. */
 static uint64_t some_word(const uint8_t *base, uint64_t before, uint64_t bytes) {
-    static const uint64_t favourites[] = {0, 1, 7, 8, UINT64_MAX, UINT64_MAX - 7, UINT64_C(1) << 63, UINT32_MAX,
-                                          SHMQ_SMALL_PAGE, SHMQ_SMALL_PAGE + 1};
+    static const uint64_t favourites[] = {0,
+                                          1,
+                                          7,
+                                          8,
+                                          UINT64_MAX,
+                                          UINT64_MAX - 7,
+                                          UINT64_C(1) << 63,
+                                          UINT32_MAX,
+                                          SHMQ_SMALL_PAGE,
+                                          SHMQ_SMALL_PAGE + 1};
     switch (below(&seed, 6)) {
     case 0:
     case 1: return before ^ UINT64_C(1) << below(&seed, 64);
@@ -65,7 +73,8 @@ static void mutate(const shmq_queue *q, uint64_t number) {
     uint64_t offset = from + below(&seed, bytes / 8) * 8;
     if (place == RECORDS && below(&seed, 2) == 0) /* the record that is read next */
         offset = from + (load_relaxed(&q->control->head.cursor) & (g->ring_bytes - 1) & ~UINT64_C(7));
-    if (place == HEADERS && below(&seed, 2) == 0) offset = from + below(&seed, 8) * sizeof(struct shmq_block_header);
+    if (place == HEADERS && below(&seed, 2) == 0)
+        offset = from + below(&seed, 8) * sizeof(struct shmq_block_header);
     shmq_a64 *word = (shmq_a64 *)(void *)(q->segment.base + offset);
     uint64_t before = load_relaxed(word), after = some_word(q->segment.base, before, g->total_bytes);
     store_relaxed(&last->number, number);
@@ -181,9 +190,11 @@ int main(int argc, char **argv) {
     CHECK_EQ(waitpid(pid, &status, 0), pid);
     if (status != 0) {
         fprintf(stderr,
-                "%s %d after mutation %" PRIu64 " (%s): the word at %#" PRIx64 " was %#" PRIx64 " and became %#" PRIx64 "\n",
-                WIFSIGNALED(status) ? "killed by signal" : "ended with", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
-                load_relaxed(&last->number), place_names[load32_relaxed(&last->place)], load_relaxed(&last->offset),
+                "%s %d after mutation %" PRIu64 " (%s): the word at %#" PRIx64 " was %#" PRIx64
+                " and became %#" PRIx64 "\n",
+                WIFSIGNALED(status) ? "killed by signal" : "ended with",
+                WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), load_relaxed(&last->number),
+                place_names[load32_relaxed(&last->place)], load_relaxed(&last->offset),
                 load_relaxed(&last->before), load_relaxed(&last->after));
         return 1;
     }
@@ -192,6 +203,7 @@ int main(int argc, char **argv) {
         if (last->statuses[i] > 0) printf(" %s: %" PRIu64, shmq_status_text(i), last->statuses[i]);
     printf("\n");
     /* The damage must have been felt, and must not have been all there was. */
-    CHECK(mutations < 1000 || (last->statuses[SHMQ_OK] > mutations && last->statuses[SHMQ_CORRUPT] > mutations / 20));
+    CHECK(mutations < 1000 ||
+          (last->statuses[SHMQ_OK] > mutations && last->statuses[SHMQ_CORRUPT] > mutations / 20));
     return 0;
 }

@@ -13,10 +13,10 @@
 #include "lab.h"
 
 static struct notes {
-    shmq_a64 intended;  /* producer: number of the message that it is about to put */
-    shmq_a64 put;       /* ... and of the last whose put returned */
-    shmq_a64 got;       /* consumer: number of the last message whose get returned */
-    shmq_a64 alive;     /* grows while the child makes progress */
+    shmq_a64 intended; /* producer: number of the message that it is about to put */
+    shmq_a64 put;      /* ... and of the last whose put returned */
+    shmq_a64 got;      /* consumer: number of the last message whose get returned */
+    shmq_a64 alive;    /* grows while the child makes progress */
 } *notes;
 
 static int fd;

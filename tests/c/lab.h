@@ -137,8 +137,7 @@ static inline void message_write(uint8_t *to, uint64_t number, uint64_t bytes) {
 
 /* Its number; ends the test if it is not what message_write wrote. */
 #define message_number(data, bytes) message_number_at(__FILE__, __LINE__, data, bytes)
-static inline uint64_t message_number_at(const char *file, int line, const uint8_t *message,
-                                         uint64_t bytes) {
+static inline uint64_t message_number_at(const char *file, int line, const uint8_t *message, uint64_t bytes) {
     uint64_t number, hash;
     if (bytes < MESSAGE_MIN) failed(file, line, "a message that is too short");
     memcpy(&number, message, 8);

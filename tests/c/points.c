@@ -475,9 +475,9 @@ static void act_loan_and_discard(void) { loan_and_discard(trio.producer); }
 enum act_side { PRODUCES, CONSUMES };
 
 static void keep_company(void (*act)(void), enum act_side side, uint64_t least_points) {
-    void (*const company[])(void) = {company_looks, company_comes_and_goes, company_reaps,
-                                     company_wants_the_roles, company_takes_pages,
-                                     side == PRODUCES ? company_gets : company_puts};
+    void (*const company[])(void) = {company_looks,       company_comes_and_goes,
+                                     company_reaps,       company_wants_the_roles,
+                                     company_takes_pages, side == PRODUCES ? company_gets : company_puts};
     for (size_t k = 0; k < sizeof company / sizeof *company; k++) {
         for (size_t i = 0; i < STARTS; i++) {
             shmq_params params = tiny;

@@ -66,8 +66,8 @@ TEST(a_block_goes_through_its_states) {
     rig_with(SMALL, LARGE);
     uint32_t page;
     uint64_t w;
-    set(0, word(SHMQ_PAGE_LOANED, OTHER, 3, 0));  /* someone else's, so that ours starts at page 1 */
-    set(1, word(SHMQ_PAGE_FREE, 0, 0x123, 0));    /* pages that had been used before */
+    set(0, word(SHMQ_PAGE_LOANED, OTHER, 3, 0)); /* someone else's, so that ours starts at page 1 */
+    set(1, word(SHMQ_PAGE_FREE, 0, 0x123, 0));   /* pages that had been used before */
     set(2, word(SHMQ_PAGE_FREE, 0, 0xfff, 0));
     OK(shmq_arena_try_loan(&arena, 3 * S, &page, &w));
     CHECK_EQ(page, 1);
@@ -159,10 +159,10 @@ TEST(sizes_around_every_limit) {
 
 /* No size may wrap around: not a loan's, and not the one in a block header that someone spoiled. */
 TEST(sizes_that_never_fit) {
-    static const uint64_t sizes[] = {LARGE * (uint64_t)L + 1, UINT64_C(1) << 32,  UINT64_C(1) << 63,
-                                     UINT64_MAX - L - S,      UINT64_MAX - L + 1, UINT64_MAX - L + 2,
-                                     UINT64_MAX - S + 1,      UINT64_MAX - S + 2, UINT64_MAX - 1,
-                                     UINT64_MAX};
+    static const uint64_t sizes[] = {
+        LARGE * (uint64_t)L + 1, UINT64_C(1) << 32,  UINT64_C(1) << 63,  UINT64_MAX - L - S,
+        UINT64_MAX - L + 1,      UINT64_MAX - L + 2, UINT64_MAX - S + 1, UINT64_MAX - S + 2,
+        UINT64_MAX - 1,          UINT64_MAX};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (uint32_t taken = 0; taken < 3; taken++) {
             uint32_t page;
@@ -320,14 +320,14 @@ TEST(valid_sees_what_is_wrong) {
         uint64_t first, second;
         int status;
     } cases[] = {
-        {0x050001, 0x00050005 | 3ull << 28, SHMQ_OK},          /* LOANED, CONT of page 3 */
-        {0x050003, 0x00050005 | 3ull << 28, SHMQ_OK},          /* LEASED */
-        {0x050000, 0x00050005 | 3ull << 28, SHMQ_CORRUPT},     /* the first page is FREE */
-        {0x060001, 0x00050005 | 3ull << 28, SHMQ_CORRUPT},     /* another generation */
-        {0x050001, 0x00050005 | 4ull << 28, SHMQ_CORRUPT},     /* its own first page */
-        {0x050001, 0x00050005 | 5ull << 28, SHMQ_CORRUPT},     /* one behind it */
+        {0x050001, 0x00050005 | 3ull << 28, SHMQ_OK},      /* LOANED, CONT of page 3 */
+        {0x050003, 0x00050005 | 3ull << 28, SHMQ_OK},      /* LEASED */
+        {0x050000, 0x00050005 | 3ull << 28, SHMQ_CORRUPT}, /* the first page is FREE */
+        {0x060001, 0x00050005 | 3ull << 28, SHMQ_CORRUPT}, /* another generation */
+        {0x050001, 0x00050005 | 4ull << 28, SHMQ_CORRUPT}, /* its own first page */
+        {0x050001, 0x00050005 | 5ull << 28, SHMQ_CORRUPT}, /* one behind it */
         {0x050001, 0x00050005 | 0xfffffffffull << 28, SHMQ_CORRUPT},
-        {0x050006, 0, SHMQ_CORRUPT},                           /* no such state */
+        {0x050006, 0, SHMQ_CORRUPT}, /* no such state */
         {0x050007, 0, SHMQ_CORRUPT},
         {0x00050005 | 2ull << 28, 0x00050005 | 3ull << 28, SHMQ_CORRUPT}, /* CONT of a CONT */
     };
@@ -423,7 +423,7 @@ TEST(resend_puts_the_lease_of_the_dead_back_in_flight) {
     set_block(4, 2, leased);
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) /* not this block */
         shmq_arena_resend(&arena, ME, shmq_handle(pages[i], 5), position);
-    shmq_arena_resend(&arena, ME, shmq_handle(4, 4), position);   /* an earlier life */
+    shmq_arena_resend(&arena, ME, shmq_handle(4, 4), position);    /* an earlier life */
     shmq_arena_resend(&arena, OTHER, shmq_handle(4, 5), position); /* another's lease */
     CHECK_EQ(at(4), leased);
     shmq_arena_resend(&arena, ME, shmq_handle(4, 5), position);
@@ -457,7 +457,8 @@ TEST(behaves_like_an_array_of_owners) {
         uint64_t what = below(&random, 100);
         arena.owner = below(&random, 2) == 0 ? ME : OTHER;
         if (what < 50 && n < BLOCKS) {
-            uint64_t bytes = below(&random, 3) == 0 ? below(&random, 3 * (uint64_t)L) : below(&random, 12 * S);
+            uint64_t bytes =
+                below(&random, 3) == 0 ? below(&random, 3 * (uint64_t)L) : below(&random, 12 * S);
             uint32_t page;
             uint64_t w;
             bool room = shmq_arena_room(&arena, bytes);

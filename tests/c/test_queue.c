@@ -41,8 +41,8 @@ static uint64_t get_number(void) {
 
 TEST(every_size_arrives_as_it_was_sent) {
     open_tiny();
-    static const uint64_t sizes[] = {16,       17,       1023,     1024,         1025,        PAGE - 1, PAGE,
-                                     PAGE + 1, 2 * PAGE, 5 * PAGE, 16 * PAGE - 1, 16 * PAGE};
+    static const uint64_t sizes[] = {16,   17,       1023,     1024,     1025,          PAGE - 1,
+                                     PAGE, PAGE + 1, 2 * PAGE, 5 * PAGE, 16 * PAGE - 1, 16 * PAGE};
     for (int round = 0; round < 20; round++) {
         for (uint64_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
             shmq_message m;
@@ -272,7 +272,7 @@ TEST(blocks_outlive_their_handle) {
     shmq_close(other);
     CHECK_EQ(shmq_get(other, &(shmq_message){0}, SHMQ_NO_WAIT), SHMQ_CLOSED);
     shmq_free(other);
-    CHECK_EQ(lab_stats(q).consumer, (uint64_t)-1);           /* its role is free at once ... */
+    CHECK_EQ(lab_stats(q).consumer, (uint64_t)-1);             /* its role is free at once ... */
     CHECK_EQ(q->segment.peers[1].word & 0xff, SHMQ_PEER_LIVE); /* ... and the slot when the last view dies */
     CHECK_EQ(message_number(m.data, m.bytes), 3);
     shmq_message_release(&m);
@@ -427,7 +427,8 @@ TEST(a_block_record_without_a_handle_is_corrupt) {
 }
 
 TEST(a_payload_length_that_wraps_is_corrupt) {
-    static const uint64_t lengths[] = {PAGE + 1, 16 * PAGE + 1, UINT64_C(1) << 63, UINT64_MAX - PAGE + 2, UINT64_MAX};
+    static const uint64_t lengths[] = {PAGE + 1, 16 * PAGE + 1, UINT64_C(1) << 63, UINT64_MAX - PAGE + 2,
+                                       UINT64_MAX};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         open_tiny();
         OK(lab_put(q, 1, PAGE, SHMQ_NO_WAIT));

@@ -68,12 +68,12 @@ TEST(every_offset_is_where_the_drawing_says) {
 
 TEST(sizes_out_of_range_are_refused) {
     static const shmq_params bad[] = {
-        {(1 << 30) + 1, 0, 0, 64, 1},                 /* a ring beyond 1 GiB */
-        {4096, UINT64_C(1) << 39, 0, 64, 1},          /* an arena beyond 2^24 small pages */
+        {(1 << 30) + 1, 0, 0, 64, 1},        /* a ring beyond 1 GiB */
+        {4096, UINT64_C(1) << 39, 0, 64, 1}, /* an arena beyond 2^24 small pages */
         {4096, UINT64_MAX, 0, 64, 1},
         {UINT64_MAX, 0, 0, 64, 1},
-        {4096, 0, 0, 7, 1},                           /* a block's handle would not fit in-line */
-        {4096, 0, 0, 1025, 1},                        /* more than a quarter of the ring */
+        {4096, 0, 0, 7, 1},    /* a block's handle would not fit in-line */
+        {4096, 0, 0, 1025, 1}, /* more than a quarter of the ring */
         {4096, 0, 0, UINT32_MAX, 1},
         {4096, 0, 0, 64, 0},
         {4096, 0, 0, 64, 4096},

@@ -16,7 +16,7 @@ static const uint64_t starts[] = {0,
                                   UINT64_C(0) - 16,
                                   UINT64_C(0) - 8};
 #define STARTS (sizeof starts / sizeof *starts)
-#define FOR_EACH_START(start) \
+#define FOR_EACH_START(start)                                                                                \
     for (uint64_t i_ = 0, start = starts[0]; i_ < STARTS; start = ++i_ < STARTS ? starts[i_] : 0)
 
 static struct {
@@ -364,14 +364,14 @@ TEST(a_record_is_checked_before_it_is_used) {
     static const struct {
         uint64_t offset, unread, word;
     } garbage[] = {
-        {0, 16, (uint64_t)9},                               /* longer than what is published */
-        {0, 16, UINT32_MAX},                                /* 4 GiB */
-        {0, 2048, INLINE_BYTES + 1},                        /* longer than in-line payloads are */
-        {CAPACITY - 16, 32, (uint64_t)9},                   /* beyond the ring's end */
-        {CAPACITY - 8, 16, (uint64_t)1},                    /* the same by one byte */
-        {0, 32, UINT64_C(1) << 48 | 25},                    /* a pad that is longer than what is published */
-        {CAPACITY - 16, 32, UINT64_C(1) << 48 | 16},        /* a pad beyond the end */
-        {0, 16, UINT64_C(0xffffffffffffffff)},              /* all ones */
+        {0, 16, (uint64_t)9},                        /* longer than what is published */
+        {0, 16, UINT32_MAX},                         /* 4 GiB */
+        {0, 2048, INLINE_BYTES + 1},                 /* longer than in-line payloads are */
+        {CAPACITY - 16, 32, (uint64_t)9},            /* beyond the ring's end */
+        {CAPACITY - 8, 16, (uint64_t)1},             /* the same by one byte */
+        {0, 32, UINT64_C(1) << 48 | 25},             /* a pad that is longer than what is published */
+        {CAPACITY - 16, 32, UINT64_C(1) << 48 | 16}, /* a pad beyond the end */
+        {0, 16, UINT64_C(0xffffffffffffffff)},       /* all ones */
     };
     for (size_t i = 0; i < sizeof garbage / sizeof *garbage; i++) {
         for (uint64_t turns = 0; turns < 2; turns++) {

@@ -23,7 +23,8 @@ static struct {
 } lab;
 
 static void set_up(uint32_t spin) {
-    shmq_params params = {.ring_bytes = 4096, .arena_bytes = 64 * SHMQ_SMALL_PAGE, .inline_bytes = 1024, .peers = 16};
+    shmq_params params = {
+        .ring_bytes = 4096, .arena_bytes = 64 * SHMQ_SMALL_PAGE, .inline_bytes = 1024, .peers = 16};
     params.first_cursor = UINT64_C(0) - 4096;
     memset(&lab, 0, sizeof lab);
     lab.fd = lab_object();
@@ -53,7 +54,8 @@ static void tear_down(void) {
 static bool stopped(void) { return load32_acquire(&lab.stop) != 0; }
 
 static uint64_t size_of(uint64_t number, bool blocks) {
-    static const uint64_t sizes[] = {16, 100, 1024, 2000, SHMQ_SMALL_PAGE, 3 * SHMQ_SMALL_PAGE, 24, 8 * SHMQ_SMALL_PAGE};
+    static const uint64_t sizes[] = {
+        16, 100, 1024, 2000, SHMQ_SMALL_PAGE, 3 * SHMQ_SMALL_PAGE, 24, 8 * SHMQ_SMALL_PAGE};
     return blocks ? sizes[number % 8] : 16 + number % 200;
 }
 
@@ -186,7 +188,8 @@ static void *rent(void *argument) {
             held[k].word = 0;
         }
         uint32_t pages = 1 + (uint32_t)below(&t->seed, 6);
-        if (shmq_arena_try_loan(&t->arena, pages * (uint64_t)SHMQ_SMALL_PAGE, &held[k].page, &held[k].word) != SHMQ_OK) {
+        if (shmq_arena_try_loan(&t->arena, pages * (uint64_t)SHMQ_SMALL_PAGE, &held[k].page, &held[k].word) !=
+            SHMQ_OK) {
             held[k].word = 0;
             continue;
         }
@@ -207,7 +210,8 @@ TEST(tenants_never_share_a_page) {
     for (uint32_t i = 0; i < 3; i++) {
         tenants[i].seed = i + 1;
         tenants[i].arena = (struct shmq_arena){.words = words, .owner = i + 1};
-        tenants[i].arena.small = (struct shmq_tier){.base = memory, .page_bytes = SHMQ_SMALL_PAGE, .pages = 24};
+        tenants[i].arena.small =
+            (struct shmq_tier){.base = memory, .page_bytes = SHMQ_SMALL_PAGE, .pages = 24};
         tenants[i].arena.large = (struct shmq_tier){.page_bytes = SHMQ_LARGE_PAGE, .first = 24};
         CHECK_EQ(pthread_create(&threads[i], NULL, rent, &tenants[i]), 0);
     }
