@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from bench import native, ours, rivals
+from bench import native, ours, ours_mpmc, rivals
 from bench.endpoint import Spec
 from bench.model import Report, Result, Role, Row
 from bench.pair import Pair, PairFailed
@@ -109,7 +109,7 @@ class Harness:
         *,
         in_flight: int,
         both_ways: bool = False,
-        among: tuple[ModuleType, ...] = (ours, *rivals.ALL),
+        among: tuple[ModuleType, ...] = (ours, ours_mpmc, *rivals.ALL),
     ) -> Iterator[list[Pair]]:
         """A running pair of every transport that is available here; shmq's is the first."""
         spec = Spec(max_bytes, in_flight, both_ways, str(self.directory))
@@ -131,7 +131,7 @@ class Harness:
 
     def _chosen(self, transport: ModuleType) -> bool:
         names = self.settings.rivals
-        return names is None or transport is ours or transport.NAME in names
+        return names is None or transport in (ours, ours_mpmc) or transport.NAME in names
 
     # Measuring.
 

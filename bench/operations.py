@@ -89,7 +89,7 @@ def _bare_array() -> Operation:
 def _queue(sent: Any) -> Callable[[], Operation]:
     def make() -> Operation:
         shmq: Any = importlib.import_module("shmq")
-        queue = shmq.Queue()
+        queue = shmq.Queue(kind="spsc")
         put, get = queue.put, queue.get
 
         def call() -> Any:

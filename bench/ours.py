@@ -26,15 +26,15 @@ def missing() -> str | None:
     return None
 
 
-def _queue(spec: Spec) -> Any:
+def _queue(spec: Spec, kind: str) -> Any:
     shmq: Any = importlib.import_module("shmq")
     arena = max(_ARENA_BYTES, spec.in_flight * spec.max_bytes)
-    return shmq.Queue(ring_bytes=_RING_BYTES, arena_bytes=arena)
+    return shmq.Queue(kind=kind, ring_bytes=_RING_BYTES, arena_bytes=arena)
 
 
-def wire(spec: Spec) -> Any:
+def wire(spec: Spec, kind: str = "spsc") -> Any:
     """Anonymous queues: unlinked when the harness closes them in `unwire`, or exits."""
-    return _queue(spec), _queue(spec) if spec.both_ways else None
+    return _queue(spec, kind), _queue(spec, kind) if spec.both_ways else None
 
 
 def unwire(wiring: Any) -> None:

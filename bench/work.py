@@ -20,7 +20,9 @@ def has(pair: Pair, form: str) -> bool:
 
 
 def role(pair: Pair) -> Role:
-    return "shmq" if pair.name == "shmq" else "rival"
+    if pair.name == "shmq":
+        return "shmq"
+    return "reference" if pair.name.startswith("shmq ") else "rival"
 
 
 def verify(pair: Pair, form: str, size: int, count: int, timeout: float) -> None:

@@ -250,20 +250,14 @@ void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uin
     (void)cas_acq_rel(&a->words[page], &w, again);
 }
 
-/* `head` and `tail` were loaded before this scan, head first.  tail stands still: a dead producer's role is
- * not given away before the reaper is done; where `dead` was not the producer, tail only grows.  So an
- * INFLIGHT word of the dead with its cursor outside [head, tail) was never published: had it been published
- * and passed by head, its word would have been changed before head was stored. */
-void shmq_arena_recover(struct shmq_arena *a, uint32_t dead, uint64_t head, uint64_t tail) {
-    uint64_t mask = (UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1;
-    uint64_t published = (shmq_cursor_argument(tail) - shmq_cursor_argument(head)) & mask;
+void shmq_arena_recover(struct shmq_arena *a, uint32_t dead, shmq_published_fn *published, const void *ring) {
     for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
         uint64_t w = load_acquire(&a->words[page]);
         uint32_t state = shmq_word_state(w);
         if (shmq_word_owner(w) != dead) continue;
         bool orphan = state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED;
         if (state == SHMQ_PAGE_INFLIGHT && (w & SHMQ_WORD_COMMITTED) == 0)
-            orphan = ((shmq_word_argument(w) - shmq_cursor_argument(head)) & mask) >= published;
-        if (orphan) (void)shmq_arena_free(a, page, w);
+            orphan = !published(ring, shmq_word_argument(w), shmq_handle(page, shmq_word_generation(w)));
+        if (orphan) (void)shmq_arena_free(a, page, w); /* taken meanwhile: then the word is another */
     }
 }

@@ -3,7 +3,8 @@
  *     look.c      read-only snapshots
  *     shmq.c      handles, argument checks, try + wake, try + wait
  *     recover.c   the order of repair
- *     spsc.c | arena.c      the structures; neither knows the other, neither waits
+ *     ring.c      a ring of either kind
+ *     spsc.c | mpmc.c | arena.c      the structures; none knows another, none waits
  *     peers.c     who is attached, who is alive
  *     wait.c      eventcount, futex, deadlines
  *     segment.c   geometry, map, ready-last handshake
@@ -153,6 +154,53 @@ int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_rec
 /* Messages that passed a cursor line; exact for a side that stands still, else of some moment during the call. */
 uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line);
 
+/* ---- mpmc.c ---- */
+
+struct shmq_mpmc {
+    uint8_t *slots;
+    uint64_t mask; /* slots - 1 */
+    uint32_t shift;
+    uint32_t slot_bytes;
+    uint32_t inline_bytes;
+    uint32_t owner; /* ours */
+    struct shmq_cursor_line *tail, *head;
+};
+
+/* One side's private state: the slot that it owns between reserve and commit, or peek and release. */
+struct shmq_mpmc_side {
+    uint64_t position;
+    uint64_t tombs; /* that this consumer has cleared away: room for producers */
+};
+
+void shmq_mpmc_init(struct shmq_mpmc *ring, uint64_t first_cursor);
+int shmq_mpmc_valid(const struct shmq_mpmc *ring);
+int shmq_mpmc_try_reserve(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer, uint32_t bytes,
+                          uint16_t codec, uint16_t flags, struct shmq_record *record);
+void shmq_mpmc_commit(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer);
+void shmq_mpmc_abort(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer);
+int shmq_mpmc_try_peek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer,
+                       struct shmq_record *record);
+void shmq_mpmc_release(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer);
+void shmq_mpmc_unpeek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer);
+/* Hints for waits: does another try make sense? */
+bool shmq_mpmc_room(const struct shmq_mpmc *ring);
+bool shmq_mpmc_unread(const struct shmq_mpmc *ring);
+/* No message waits, and none is being written at the head. */
+bool shmq_mpmc_drained(const struct shmq_mpmc *ring);
+int shmq_mpmc_look(const struct shmq_mpmc *ring, uint32_t index, struct shmq_record *record);
+uint64_t shmq_mpmc_claimed(const struct shmq_mpmc *ring);
+/* Who owns the slot at the tail, or head, or -1. */
+int32_t shmq_mpmc_in_the_way(const struct shmq_mpmc *ring, bool of_producers);
+/* The first slot, from index `from` on, that a dead consumer was reading; UINT64_MAX: none. */
+uint64_t shmq_mpmc_next_read_by(const struct shmq_mpmc *ring, uint32_t dead, uint64_t from,
+                                struct shmq_record *record);
+/* Takes every slot out of the dead owner's hands. */
+void shmq_mpmc_recover(const struct shmq_mpmc *ring, uint32_t dead);
+/* Ends every repair pass: no message is left behind the head. */
+void shmq_mpmc_settle(const struct shmq_mpmc *ring);
+/* Is there a message at the position of a page word's argument that names this block? */
+bool shmq_mpmc_published(const struct shmq_mpmc *ring, uint64_t argument, uint64_t handle);
+
 /* ---- arena.c ---- */
 
 struct shmq_tier {
@@ -187,18 +235,54 @@ void shmq_arena_count(const struct shmq_arena *arena, shmq_stats *stats);
 uint64_t shmq_arena_held_bytes(const struct shmq_arena *arena, uint32_t owner);
 /* Puts the dead owner's block back in flight if the record at `position` still names it. */
 void shmq_arena_resend(struct shmq_arena *arena, uint32_t dead, uint64_t handle, uint64_t position);
-/* Frees what a dead owner held; keeps its INFLIGHT blocks whose record lies in [head, tail). */
-void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, uint64_t head, uint64_t tail);
+/* Frees what a dead owner held; keeps its INFLIGHT blocks whose message is published: it says so. */
+typedef bool shmq_published_fn(const void *ring, uint64_t argument, uint64_t handle);
+void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, shmq_published_fn *published,
+                        const void *ring);
+
+/* ---- ring.c ---- */
+
+struct shmq_ring {
+    bool is_mpmc;
+    uint32_t inline_bytes;
+    uint64_t first_cursor;
+    struct shmq_spsc spsc;
+    struct shmq_mpmc mpmc;
+};
+
+struct shmq_ring_side {
+    struct shmq_spsc_side spsc;
+    struct shmq_mpmc_side mpmc;
+};
+
+void shmq_ring_bind(struct shmq_ring *ring, const struct shmq_segment *segment);
+void shmq_ring_init(struct shmq_ring *ring);
+int shmq_ring_valid(const struct shmq_ring *ring);
+int shmq_ring_try_reserve(const struct shmq_ring *ring, struct shmq_ring_side *producer, uint32_t bytes,
+                          uint16_t codec, uint16_t flags, struct shmq_record *record);
+void shmq_ring_commit(const struct shmq_ring *ring, struct shmq_ring_side *producer);
+void shmq_ring_abort(const struct shmq_ring *ring, struct shmq_ring_side *producer,
+                     const struct shmq_spsc_side *before);
+int shmq_ring_try_peek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
+                       struct shmq_record *record);
+void shmq_ring_release(const struct shmq_ring *ring, struct shmq_ring_side *consumer);
+void shmq_ring_unpeek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
+                      const struct shmq_spsc_side *before);
+bool shmq_ring_room(const struct shmq_ring *ring, uint64_t cursor, uint32_t bytes);
+bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor);
+bool shmq_ring_drained(const struct shmq_ring *ring);
+int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
+void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */
 
 /* ---- recover.c ---- */
 
-int shmq_recover_all(struct shmq_segment *segment, const struct shmq_spsc *ring, struct shmq_arena *arena,
+int shmq_recover_all(struct shmq_segment *segment, const struct shmq_ring *ring, struct shmq_arena *arena,
                      uint32_t myself, uint32_t *repaired);
 
 /* ---- shmq.c ---- */
 
 struct shmq_side {
-    struct shmq_spsc_side spsc;
+    struct shmq_ring_side ring;
     struct shmq_waiter waiter;
     bool held; /* we have this role */
 };
@@ -211,7 +295,7 @@ struct shmq_queue {
     struct shmq_peer *counters; /* our own entry */
     struct shmq_control *control;
     struct shmq_side put, get;
-    struct shmq_spsc ring;
+    struct shmq_ring ring;
     struct shmq_arena arena;
     struct shmq_segment segment;
     struct shmq_membership me;
@@ -237,6 +321,7 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);
 int shmq_try_publish(shmq_block *block, uint16_t codec, const void *meta, uint32_t meta_bytes,
                      uint64_t bytes);
 void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes); /* publishes what was reserved */
+void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes);   /* wakes and counts, after commits */
 /* Ends the hold on the pages, not the right to look at the memory. */
 void shmq_block_give_back(shmq_block *block);
 int shmq_try_next(shmq_queue *q, struct shmq_record *record); /* peeks; in-line or block */
@@ -244,7 +329,8 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
                    const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
-/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is our side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
+/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is
+ * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */

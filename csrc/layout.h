@@ -48,8 +48,6 @@
 #define SHMQ_MAX_PAGES (1u << 24) /* a page index in a handle has 24 bits */
 #define SHMQ_META_BYTES 96u
 
-enum shmq_kind { SHMQ_KIND_SPSC = 1, SHMQ_KIND_MPMC = 2, SHMQ_KIND_TOPIC = 3 };
-
 /* ---- header: immutable once magic is set ------------------------------------------------- */
 
 struct shmq_geometry {
@@ -69,7 +67,7 @@ struct shmq_geometry {
 struct shmq_header {
     shmq_a64 magic;       /* stored last, release; load acquire before anything else is read */
     uint64_t fingerprint; /* SHMQ_FINGERPRINT of the creator's build */
-    uint32_t kind;        /* enum shmq_kind */
+    uint32_t kind;        /* enum shmq_kind, see shmq.h */
     uint32_t flags;       /* delivery, policy, priority bits; 0 at this ABI's start */
     uint8_t uuid[16];     /* this segment and no other of the same name */
     uint64_t created_unix_ns;
@@ -121,6 +119,8 @@ struct shmq_control {
 
 /* word = state:8 | epoch:56.  FREE -> LIVE by whoever holds the slot's byte lock; LIVE -> FREE(epoch+1)
  * by the owner on detach or by the one reaper, after a completed scan. */
+enum shmq_role { SHMQ_ROLE_PRODUCER = 1, SHMQ_ROLE_CONSUMER = 2 };
+
 enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
 
 struct shmq_event {
@@ -131,8 +131,8 @@ struct shmq_event {
 struct shmq_peer {
     shmq_a64 word; /* lock the byte before this is written */
     uint64_t attached_unix_ns;
-    uint32_t pid; /* for people only, never a verdict: may be of another PID namespace */
-    uint32_t unused0;
+    uint32_t pid;         /* for people only, never a verdict: may be of another PID namespace */
+    shmq_a32 roles;       /* enum shmq_role bits: what it has done so far; spsc: see shmq_roles */
     uint64_t start_ticks; /* field 22 of /proc/pid/stat: tells a reused pid */
     uint64_t doorbell;    /* names the FIFO of an event loop; 0: none */
     char comm[16];
@@ -162,9 +162,13 @@ enum shmq_record_flags {
     SHMQ_RECORD_BLOCK = 2, /* the payload is one 64-bit block handle: page:24 | generation:12 */
 };
 
+static inline uint64_t shmq_record_pack(uint32_t bytes, uint16_t codec, uint16_t flags) {
+    return (uint64_t)bytes | (uint64_t)codec << 32 | (uint64_t)flags << 48;
+}
+
 /* ---- ring: mpmc and topic slots ------------------------------------------------------------ */
 
-/* word = state:3 | owner:12 | lap:49, see mpmc.c */
+/* word = state:3 | owner:12 | lap:49, see mpmc.c.  Laps wrap. */
 enum shmq_slot_state {
     SHMQ_SLOT_FREE = 0,
     SHMQ_SLOT_WRITING = 1,
@@ -172,6 +176,16 @@ enum shmq_slot_state {
     SHMQ_SLOT_READING = 3,
     SHMQ_SLOT_TOMB = 4,
 };
+
+#define SHMQ_LAP_BITS 49
+#define SHMQ_LAP_MASK ((UINT64_C(1) << SHMQ_LAP_BITS) - 1)
+
+static inline uint64_t shmq_slot_word(uint32_t state, uint32_t owner, uint64_t lap) {
+    return (uint64_t)(state & 7u) | (uint64_t)(owner & 0xfffu) << 3 | lap << 15;
+}
+static inline uint32_t shmq_slot_state(uint64_t w) { return (uint32_t)(w & 7u); }
+static inline uint32_t shmq_slot_owner(uint64_t w) { return (uint32_t)(w >> 3) & 0xfffu; }
+static inline uint64_t shmq_slot_lap(uint64_t w) { return w >> 15; }
 
 struct shmq_slot {
     shmq_a64 word;
@@ -221,6 +235,12 @@ static inline uint64_t shmq_word_argument(uint64_t w) { return w >> (64 - SHMQ_A
 /* A byte cursor as a word's argument.  36 bits of 8-byte units: a ring is far smaller than that. */
 static inline uint64_t shmq_cursor_argument(uint64_t cursor) {
     return (cursor >> 3) & ((UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1);
+}
+/* Does it mean a cursor in [head, tail)? */
+static inline bool shmq_argument_within(uint64_t argument, uint64_t head, uint64_t tail) {
+    const uint64_t mask = (UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1;
+    uint64_t from = shmq_cursor_argument(head);
+    return ((argument - from) & mask) < ((shmq_cursor_argument(tail) - from) & mask);
 }
 
 static inline uint64_t shmq_handle(uint32_t page, uint32_t generation) {

@@ -18,13 +18,7 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     if (status != SHMQ_OK) return status;
     const struct shmq_header *h = shmq_segment_header(&q->segment);
     memset(s, 0, sizeof *s);
-    /* got before put: put is then never smaller. */
-    uint64_t head = load_acquire(&q->ring.head->cursor);
-    s->messages_got = shmq_spsc_messages(q->ring.head);
-    s->messages_put = shmq_spsc_messages(q->ring.tail);
-    uint64_t used = load_acquire(&q->ring.tail->cursor) - head;
-    s->ring_bytes = q->ring.capacity;
-    s->ring_used_bytes = used <= q->ring.capacity ? used : q->ring.capacity;
+    shmq_ring_measure(&q->ring, s);
     shmq_arena_count(&q->arena, s);
     uint64_t largest = shmq_arena_largest(&q->arena);
     s->largest_message_bytes = largest > q->ring.inline_bytes ? largest : q->ring.inline_bytes;
@@ -34,7 +28,6 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     memcpy(s->uuid, h->uuid, sizeof s->uuid);
     s->total_bytes = q->segment.geometry.total_bytes;
     s->inline_bytes = q->ring.inline_bytes;
-    s->full = !shmq_spsc_room(&q->ring, load_acquire(&q->ring.tail->cursor), q->ring.inline_bytes);
     s->peers = q->segment.geometry.peers;
     s->kind = q->segment.kind;
     s->lifecycle = load32_acquire(&q->control->roles.lifecycle);
@@ -68,8 +61,9 @@ int shmq_get_peers(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32
         o->wakes = load_relaxed(&p->wakes);
         o->held_bytes = shmq_arena_held_bytes(&q->arena, i);
         o->alive = !q->observer && i == q->me.index ? 1 : shmq_peers_alive(&q->segment, i);
-        o->is_producer = producer == (int32_t)i;
-        o->is_consumer = consumer == (int32_t)i;
+        uint32_t roles = q->ring.is_mpmc ? load32_relaxed(&p->roles) : 0;
+        o->is_producer = producer == (int32_t)i || (roles & SHMQ_ROLE_PRODUCER) != 0;
+        o->is_consumer = consumer == (int32_t)i || (roles & SHMQ_ROLE_CONSUMER) != 0;
         memcpy(o->comm, p->comm, sizeof o->comm - 1);
     }
     return SHMQ_OK;
@@ -78,7 +72,7 @@ int shmq_get_peers(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32
 int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, shmq_peeked *out) {
     int status = shmq_usable(q);
     struct shmq_record record;
-    if (status == SHMQ_OK) status = shmq_spsc_look(&q->ring, index, &record);
+    if (status == SHMQ_OK) status = shmq_ring_look(&q->ring, index, &record);
     if (status != SHMQ_OK) return status;
     memset(out, 0, sizeof *out);
     const uint8_t *from = record.payload;
@@ -114,6 +108,6 @@ int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, sh
 
 int shmq_validate(shmq_queue *q) {
     int status = shmq_usable(q);
-    if (status == SHMQ_OK) status = shmq_spsc_valid(&q->ring);
+    if (status == SHMQ_OK) status = shmq_ring_valid(&q->ring);
     return status == SHMQ_OK ? shmq_arena_valid(&q->arena) : status;
 }

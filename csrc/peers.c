@@ -82,6 +82,7 @@ static void introduce(struct shmq_peer *peer) {
     peer->start_ticks = start_ticks();
     peer->attached_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     peer->doorbell = 0;
+    store32_relaxed(&peer->roles, 0);
     shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put, &peer->messages_got,  &peer->bytes_got,
                             &peer->parks,        &peer->wakes,     &peer->reaps,         &peer->topic_cursor,
                             &peer->topic_missed, &peer->topic_bit, &peer->events_written};

@@ -1,16 +1,18 @@
 /* recover.c: the order of repair.
  *
  * Idea: a reaper takes the dead peer's reaper lock, so there is one reaper per dead peer at a time; no newcomer
- * takes the slot under it, because it is not FREE; and if the reaper dies too, the kernel lets the next one in.  Each step below asks
- * a structure to repair itself and may be repeated any number of times:
+ * takes the slot under it, because it is not FREE; and if the reaper dies too, the kernel lets the next one in.
+ * Each step below asks a structure to repair itself and may be repeated any number of times:
  *
- *   1. ring    the dead consumer's record that is still at the head gets its block back in flight
- *   2. pages   what the dead held, and what it had sent but not published, becomes free
- *   3. roles   are given up: only now may a successor load the cursors
- *   4. wake    everyone looks again
- *   5. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
+ *   1. blocks  that the dead consumer had leased for a message which it had not taken yet: in flight again
+ *   2. ring    mpmc: slots that the dead owned become messages again, or tombs; no message behind the head
+ *   3. pages   what the dead held, and what it had sent but not published, becomes free
+ *   4. roles   spsc: are given up; only now may a successor load the cursors
+ *   5. wake    everyone looks again
+ *   6. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
  *
- * In step 1 before 2 lies the promise that nothing committed is lost.
+ * In 1 before 2 before 3 lies the promise that nothing committed is lost: a page is judged by what the ring says
+ * of it, so the ring must be right first; and a message must not be there again before its block is.
  */
 #include "core.h"
 
@@ -19,24 +21,55 @@ static void give_up(shmq_a64 *role, uint32_t dead) {
     if (word != 0 && shmq_role_owner(word) == dead) (void)cas_acq_rel(role, &word, 0);
 }
 
-static void recover_one(struct shmq_segment *s, const struct shmq_spsc *ring, struct shmq_arena *arena,
-                        uint32_t dead) {
-    struct shmq_control *c = s->control;
-    uint64_t consumer = load_acquire(&c->roles.consumer);
-    struct shmq_record record;
-    if (consumer != 0 && shmq_role_owner(consumer) == dead && shmq_spsc_look(ring, 0, &record) == SHMQ_OK &&
-        (record.flags & SHMQ_RECORD_BLOCK) != 0 && record.bytes == sizeof(uint64_t))
-        shmq_arena_resend(arena, dead, load_relaxed((shmq_a64 *)(void *)record.payload), record.position);
-    uint64_t head = load_acquire(&ring->head->cursor); /* before tail, both before the words */
-    uint64_t tail = load_acquire(&ring->tail->cursor);
-    shmq_arena_recover(arena, dead, head, tail);
-    give_up(&c->roles.producer, dead);
-    give_up(&c->roles.consumer, dead);
-    shmq_eventcount_wake_slow(&c->not_empty);
-    shmq_eventcount_wake_slow(&c->not_full);
+/* The block of a message that the dead had peeked. */
+static void resend(struct shmq_arena *arena, uint32_t dead, const struct shmq_record *record) {
+    if ((record->flags & SHMQ_RECORD_BLOCK) != 0 && record->bytes == sizeof(uint64_t))
+        shmq_arena_resend(arena, dead, load_relaxed((shmq_a64 *)(void *)record->payload), record->position);
 }
 
-int shmq_recover_all(struct shmq_segment *s, const struct shmq_spsc *ring, struct shmq_arena *arena,
+/* Cursors of an SPSC ring, loaded before the page words are looked at, head first.  tail stands still: a dead
+ * producer's role is not given away before the reaper is done; where the dead was not the producer, tail only
+ * grows.  So an INFLIGHT word of the dead with its cursor outside [head, tail) was never published: had it been
+ * published and passed by head, its word would have been changed before head was stored. */
+struct range {
+    uint64_t head, tail;
+};
+
+static bool in_range(const void *context, uint64_t argument, uint64_t handle) {
+    const struct range *r = context;
+    (void)handle;
+    return shmq_argument_within(argument, r->head, r->tail);
+}
+
+static bool in_slot(const void *ring, uint64_t argument, uint64_t handle) {
+    return shmq_mpmc_published(ring, argument, handle);
+}
+
+static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, struct shmq_arena *arena,
+                         uint32_t dead) {
+    struct shmq_roles *roles = &s->control->roles;
+    uint64_t consumer = load_acquire(&roles->consumer);
+    struct shmq_record record;
+    if (consumer != 0 && shmq_role_owner(consumer) == dead && shmq_spsc_look(ring, 0, &record) == SHMQ_OK)
+        resend(arena, dead, &record);
+    struct range published;
+    published.head = load_acquire(&ring->head->cursor); /* before tail, both before the words */
+    published.tail = load_acquire(&ring->tail->cursor);
+    shmq_arena_recover(arena, dead, in_range, &published);
+    give_up(&roles->producer, dead);
+    give_up(&roles->consumer, dead);
+}
+
+static void recover_mpmc(const struct shmq_mpmc *ring, struct shmq_arena *arena, uint32_t dead) {
+    struct shmq_record record;
+    for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++)
+        resend(arena, dead, &record);
+    shmq_mpmc_recover(ring, dead);
+    shmq_mpmc_settle(ring); /* before the slot is FREE: if we die here, the next reaper does it */
+    shmq_arena_recover(arena, dead, in_slot, ring);
+}
+
+int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struct shmq_arena *arena,
                      uint32_t myself, uint32_t *repaired) {
     *repaired = 0;
     for (uint32_t i = 0; i < s->geometry.peers; i++) {
@@ -44,9 +77,14 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_spsc *ring, struc
         if (i == myself) continue;
         int lock = shmq_peers_verdict_begin(s, i, &epoch);
         if (lock < 0) continue;
-        recover_one(s, ring, arena, i);
+        if (ring->is_mpmc) recover_mpmc(&ring->mpmc, arena, i);
+        else recover_spsc(s, &ring->spsc, arena, i);
+        shmq_eventcount_wake_slow(&s->control->not_empty);
+        shmq_eventcount_wake_slow(&s->control->not_full);
         shmq_peers_verdict_end(s, i, epoch, lock);
         *repaired += 1;
     }
+    /* Also where nobody is dead: who moved the head over a message may be stopped. */
+    if (ring->is_mpmc) shmq_mpmc_settle(&ring->mpmc);
     return SHMQ_OK;
 }

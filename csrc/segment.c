@@ -32,12 +32,26 @@
 
 static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
+static bool is_power_of_two(uint64_t n) { return n != 0 && (n & (n - 1)) == 0; }
+
+static bool spsc_ok(const struct shmq_geometry *g) {
+    return is_power_of_two(g->ring_bytes) && g->first_cursor % 8 == 0 && g->slots == 0 &&
+           g->slot_bytes == 0 && g->inline_bytes >= 8 && g->inline_bytes <= g->ring_bytes / 4;
+}
+
+static bool mpmc_ok(const struct shmq_geometry *g) {
+    return is_power_of_two(g->slots) && g->slots >= 2 && g->slot_bytes % SHMQ_LINE == 0 &&
+           g->slot_bytes > 0 && g->ring_bytes == (uint64_t)g->slots * g->slot_bytes &&
+           g->inline_bytes == g->slot_bytes - sizeof(struct shmq_slot);
+}
+
 /* Fills in every offset from the sizes.  False if a size is out of its range. */
-static bool layout(struct shmq_geometry *g) {
+static bool layout(uint32_t kind, struct shmq_geometry *g) {
     uint64_t pages = (uint64_t)g->small_pages + g->large_pages;
-    if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || (g->ring_bytes & (g->ring_bytes - 1)) != 0 ||
-        g->first_cursor % 8 != 0 || g->peers < 1 || g->peers > SHMQ_MAX_PEERS || pages > SHMQ_MAX_PAGES ||
-        g->inline_bytes < 8 || g->inline_bytes > g->ring_bytes / 4)
+    if (kind != SHMQ_KIND_SPSC && kind != SHMQ_KIND_MPMC) return false;
+    if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : mpmc_ok(g))) return false;
+    if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || g->peers < 1 || g->peers > SHMQ_MAX_PEERS ||
+        pages > SHMQ_MAX_PAGES)
         return false;
     g->peers_at = SHMQ_CONTROL_AT + sizeof(struct shmq_control);
     g->ring_at = round_up(g->peers_at + g->peers * sizeof(struct shmq_peer), SHMQ_PAGE);
@@ -54,9 +68,18 @@ static bool layout(struct shmq_geometry *g) {
 static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     memset(g, 0, sizeof *g);
     if (p->ring_bytes > RING_MAX || p->arena_bytes > (uint64_t)SHMQ_MAX_PAGES * SHMQ_SMALL_PAGE) return false;
-    for (g->ring_bytes = RING_MIN; g->ring_bytes < p->ring_bytes;) g->ring_bytes *= 2;
+    uint64_t asked = p->ring_bytes > RING_MIN ? p->ring_bytes : RING_MIN;
     g->first_cursor = p->first_cursor & ~UINT64_C(7);
-    g->inline_bytes = p->inline_bytes;
+    if (p->kind == SHMQ_KIND_MPMC) {
+        if (p->inline_bytes > RING_MAX) return false;
+        g->slot_bytes = (uint32_t)round_up(sizeof(struct shmq_slot) + p->inline_bytes, SHMQ_LINE);
+        for (g->slots = 2; (uint64_t)g->slots * g->slot_bytes < asked;) g->slots *= 2;
+        g->inline_bytes = g->slot_bytes - (uint32_t)sizeof(struct shmq_slot);
+        g->ring_bytes = (uint64_t)g->slots * g->slot_bytes;
+    } else {
+        for (g->ring_bytes = RING_MIN; g->ring_bytes < asked;) g->ring_bytes *= 2;
+        g->inline_bytes = p->inline_bytes;
+    }
     g->peers = p->peers;
     if (p->arena_bytes < 2 * SHMQ_LARGE_PAGE) {
         g->small_pages = (uint32_t)(round_up(p->arena_bytes, SHMQ_SMALL_PAGE) / SHMQ_SMALL_PAGE);
@@ -66,7 +89,7 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
         g->small_pages = (uint32_t)(round_up(small, SHMQ_SMALL_PAGE) / SHMQ_SMALL_PAGE);
         g->large_pages = (uint32_t)(round_up(p->arena_bytes, SHMQ_LARGE_PAGE) / SHMQ_LARGE_PAGE);
     }
-    return layout(g);
+    return layout(p->kind, g);
 }
 
 uint64_t shmq_segment_bytes(const shmq_params *params) {
@@ -163,7 +186,7 @@ int shmq_segment_create(int fd, const shmq_params *params, struct shmq_segment *
         shmq_segment_unmap(s);
         return SHMQ_SYSTEM;
     }
-    s->kind = SHMQ_KIND_SPSC;
+    s->kind = params->kind;
 
     struct shmq_header *h = (struct shmq_header *)(void *)s->base;
     struct timespec now;
@@ -207,9 +230,10 @@ int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *s) {
     munmap(h, SHMQ_CONTROL_AT);
     if (magic == 0) return SHMQ_NOT_READY;
     if (magic != SHMQ_MAGIC) return SHMQ_NOT_A_SEGMENT;
-    if (copy.fingerprint != SHMQ_FINGERPRINT || copy.kind != SHMQ_KIND_SPSC) return SHMQ_ABI_MISMATCH;
+    if (copy.fingerprint != SHMQ_FINGERPRINT || (copy.kind != SHMQ_KIND_SPSC && copy.kind != SHMQ_KIND_MPMC))
+        return SHMQ_ABI_MISMATCH;
     s->geometry = copy.geometry;
-    if (!layout(&s->geometry) || memcmp(&s->geometry, &copy.geometry, sizeof copy.geometry) != 0)
+    if (!layout(copy.kind, &s->geometry) || memcmp(&s->geometry, &copy.geometry, sizeof copy.geometry) != 0)
         return SHMQ_NOT_A_SEGMENT;
     if ((uint64_t)st.st_size < s->geometry.total_bytes) return SHMQ_NOT_A_SEGMENT; /* truncated */
 

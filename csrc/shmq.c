@@ -6,8 +6,8 @@
  *
  * once for puts and once for gets.  The path of a message:
  *
- *     put: reserve (spsc) [-> block: loan, fill, send (arena)] -> commit (spsc) -> wake
- *     get: peek (spsc)    [-> block: lease (arena)]            -> release (spsc) -> wake
+ *     put: reserve (ring) [-> block: loan, fill, send (arena)] -> commit (ring) -> wake
+ *     get: peek (ring)    [-> block: lease (arena)]            -> release (ring) -> wake
  *
  * A block is reachable from a shared word at every instruction: LOANED by us, then INFLIGHT at the position of
  * the reserved record, and only then is the record published; LEASED by us, and only then is it released.
@@ -36,11 +36,7 @@ static void bind_structures(shmq_queue *q) {
     const struct shmq_geometry *g = &q->segment.geometry;
     uint8_t *base = q->segment.base;
     q->control = q->segment.control;
-    q->ring = (struct shmq_spsc){.records = base + g->ring_at,
-                                 .capacity = g->ring_bytes,
-                                 .inline_bytes = g->inline_bytes,
-                                 .tail = &q->control->tail,
-                                 .head = &q->control->head};
+    shmq_ring_bind(&q->ring, &q->segment);
     q->arena = (struct shmq_arena){
         .words = (shmq_a64 *)(void *)(base + g->words_at),
         .headers = (struct shmq_block_header *)(void *)(base + g->blocks_at),
@@ -70,7 +66,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
     if (!observer) {
         uint32_t repaired;
         shmq_wait_register();
-        if (creating) shmq_spsc_init(&q->ring, segment->geometry.first_cursor);
+        if (creating) shmq_ring_init(&q->ring);
         else (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, UINT32_MAX, &repaired);
         int status = shmq_peers_join(&q->segment, &q->me);
         if (status != SHMQ_OK) {
@@ -80,7 +76,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
             errno = error;
             return status;
         }
-        q->arena.owner = q->me.index;
+        q->arena.owner = q->ring.mpmc.owner = q->me.index;
         q->counters = &q->segment.peers[q->me.index];
         if (creating) shmq_segment_ready(&q->segment);
     }
@@ -199,16 +195,22 @@ int shmq_usable(const shmq_queue *q) {
 /* From nobody, or from the dead once they are reaped.  A live holder keeps its role.  SHMQ_NOT_READY: a dead
  * holder is not repaired yet, see shmq_settle_roles. */
 static int claim_role(shmq_queue *q, bool producer) {
+    if (q->observer) return SHMQ_INVALID;
+    if (q->ring.is_mpmc) {                                    /* anyone may; it is noted for people */
+        uint32_t roles = load32_relaxed(&q->counters->roles); /* only we write it */
+        store32_relaxed(&q->counters->roles, roles | (producer ? SHMQ_ROLE_PRODUCER : SHMQ_ROLE_CONSUMER));
+        (producer ? &q->put : &q->get)->held = true;
+        return SHMQ_OK;
+    }
     shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
     struct shmq_side *side = producer ? &q->put : &q->get;
-    if (q->observer) return SHMQ_INVALID;
     for (;;) {
         uint64_t holder = load_acquire(role);
         if (holder == 0) {
             /* Acquire: what the last holder did to the ring is visible.  Progress: another one has it now. */
             if (!cas_acq_rel(role, &holder, shmq_role_word(q->me.index, q->me.epoch))) continue;
             side->held = true;
-            int status = shmq_spsc_side_load(&q->ring, producer, &side->spsc);
+            int status = shmq_spsc_side_load(&q->ring.spsc, producer, &side->ring.spsc);
             if (status != SHMQ_OK) give_role(q, role, side);
             return status;
         }
@@ -259,7 +261,11 @@ static void count(shmq_a64 *counter, uint64_t n) {
 }
 
 void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
-    shmq_spsc_commit(&q->ring, &q->put.spsc);
+    shmq_ring_commit(&q->ring, &q->put.ring);
+    shmq_put_done(q, messages, bytes);
+}
+
+void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes) {
     if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_empty))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_put, messages);
     count(&q->counters->bytes_put, bytes);
@@ -268,7 +274,7 @@ void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                         const void *data, uint32_t bytes) {
     struct shmq_record record;
-    int status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, meta_bytes + bytes, codec, 0, &record);
+    int status = shmq_ring_try_reserve(&q->ring, &q->put.ring, meta_bytes + bytes, codec, 0, &record);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (meta_bytes > 0) memcpy(record.payload, meta, meta_bytes);
     if (bytes > 0) memcpy(record.payload + meta_bytes, data, bytes);
@@ -296,12 +302,12 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
 
 int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes, uint64_t bytes) {
     shmq_queue *q = b->queue;
-    struct shmq_spsc_side before = q->put.spsc;
+    struct shmq_spsc_side before = q->put.ring.spsc;
     struct shmq_record record;
     if (b->word == 0 || meta_bytes > SHMQ_META_BYTES || !shmq_arena_holds(&q->arena, b->page, b->word, bytes))
         return SHMQ_INVALID;
     int status =
-        shmq_spsc_try_reserve(&q->ring, &q->put.spsc, sizeof(uint64_t), codec, SHMQ_RECORD_BLOCK, &record);
+        shmq_ring_try_reserve(&q->ring, &q->put.ring, sizeof(uint64_t), codec, SHMQ_RECORD_BLOCK, &record);
     if (status != SHMQ_OK) return status;
     struct shmq_block_header *h = &q->arena.headers[b->page];
     h->payload_bytes = bytes;
@@ -316,7 +322,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
      * published, freed.  Death after the commit: the message is delivered. */
     status = shmq_arena_send(&q->arena, b->page, &b->word, record.position);
     if (status != SHMQ_OK) {
-        shmq_spsc_abort(&q->put.spsc, &before);
+        shmq_ring_abort(&q->ring, &q->put.ring, &before);
         return status;
     }
     not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
@@ -346,11 +352,15 @@ void shmq_block_release(shmq_block *b) {
 /* ---- get ---- */
 
 int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
-    int status = shmq_spsc_try_peek(&q->ring, &q->get.spsc, record);
+    int status = shmq_ring_try_peek(&q->ring, &q->get.ring, record);
     if (status == SHMQ_EMPTY && load32_acquire(&q->control->roles.lifecycle) != SHMQ_RUNNING) {
         /* L2 <- L1: what was put before the shutdown is visible now. */
-        status = shmq_spsc_try_peek(&q->ring, &q->get.spsc, record);
-        if (status == SHMQ_EMPTY) return SHMQ_SHUT_DOWN;
+        status = shmq_ring_try_peek(&q->ring, &q->get.ring, record);
+        if (status == SHMQ_EMPTY && shmq_ring_drained(&q->ring)) status = SHMQ_SHUT_DOWN;
+    }
+    if (SHMQ_UNLIKELY(q->get.ring.mpmc.tombs != 0)) { /* room that no message left behind */
+        q->get.ring.mpmc.tombs = 0;
+        (void)shmq_eventcount_wake(&q->control->not_full);
     }
     return status;
 }
@@ -391,7 +401,7 @@ void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
 }
 
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
-    shmq_spsc_release(&q->ring, &q->get.spsc);
+    shmq_ring_release(&q->ring, &q->get.ring);
     if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_full))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_got, messages);
     count(&q->counters->bytes_got, bytes);
@@ -400,7 +410,7 @@ void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
 bool shmq_spin_get(shmq_queue *q) {
     if (load_relaxed(&q->get.waiter.spin_ns) == 0) return false;
     for (int i = 0; i < TAKE_SPINS; i++) {
-        if (shmq_spsc_unread(&q->ring, q->get.spsc.cursor)) return true;
+        if (shmq_ring_unread(&q->ring, q->get.ring.spsc.cursor)) return true;
         cpu_relax();
     }
     return false;
@@ -423,11 +433,11 @@ static bool put_ready(void *context) {
     shmq_queue *q = need->q;
     return not_running(q) ||
            (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
-                            : shmq_spsc_room(&q->ring, need->cursor, (uint32_t)need->bytes));
+                            : shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes));
 }
 static bool get_ready(void *context) {
     const struct need *need = context;
-    return not_running(need->q) || shmq_spsc_unread(&need->q->ring, need->cursor);
+    return not_running(need->q) || shmq_ring_unread(&need->q->ring, need->cursor);
 }
 
 static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_waiter *waiter,
@@ -463,8 +473,8 @@ static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t 
     if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
     shmq_pin(q);
     bool for_block = tried == SHMQ_ARENA_FULL;
-    int status =
-        shmq_wait_put(q, q->put.spsc.cursor, for_block, for_block ? block_bytes : record_bytes, deadline_ns);
+    int status = shmq_wait_put(q, q->put.ring.spsc.cursor, for_block, for_block ? block_bytes : record_bytes,
+                               deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -558,12 +568,14 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
         int status = may_put(q);
         while (status == SHMQ_OK && *done + run < n) {
             struct shmq_record record;
-            status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)each, SHMQ_RAW, 0, &record);
+            status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)each, SHMQ_RAW, 0, &record);
             if (status != SHMQ_OK) break;
             if (each > 0) memcpy(record.payload, from + (*done + run) * each, each);
+            if (q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
             run += 1;
         }
-        if (run > 0) shmq_put_commit(q, run, run * each);
+        if (run > 0 && !q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring);
+        if (run > 0) shmq_put_done(q, run, run * each);
         *done += run;
         if (status != SHMQ_OK) status = wait_after(q, status, (uint32_t)each, 0, deadline_ns);
         if (status != SHMQ_OK) return status;
@@ -609,17 +621,17 @@ int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
     for (;;) {
         struct shmq_record record;
         int status = may_get(q);
-        struct shmq_spsc_side before = q->get.spsc;
+        struct shmq_spsc_side before = q->get.ring.spsc;
         if (status == SHMQ_OK) status = shmq_try_next(q, &record);
         if (status == SHMQ_OK) {
             status = receive(q, &record, m);
             if (status == SHMQ_OK) shmq_taken(q, 1, m->bytes);
-            else q->get.spsc = before; /* not taken: it is still the next one */
+            else shmq_ring_unpeek(&q->ring, &q->get.ring, &before); /* not taken: it is still there */
             return status;
         }
         if (status != SHMQ_EMPTY || deadline_ns <= SHMQ_NO_WAIT) return status;
         shmq_pin(q);
-        status = shmq_wait_get(q, q->get.spsc.cursor, deadline_ns);
+        status = shmq_wait_get(q, q->get.ring.spsc.cursor, deadline_ns);
         shmq_unpin(q);
         if (status != SHMQ_OK) return status;
     }

@@ -129,12 +129,20 @@ typedef struct shmq_message {
     shmq_tensor tensor; /* if codec is SHMQ_TENSOR */
 } shmq_message;
 
+enum shmq_kind {
+    SHMQ_KIND_SPSC = 1, /* one producer and one consumer at a time: a ring of bytes */
+    SHMQ_KIND_MPMC = 2  /* any number of both: a ring of slots */
+};
+
 typedef struct shmq_params {
-    uint64_t ring_bytes;   /* rounded up to a power of two, 4 KiB .. 1 GiB */
+    uint64_t ring_bytes;   /* rounded up to a power of two (mpmc: of slots), 4 KiB .. 1 GiB */
     uint64_t arena_bytes;  /* >= 4 MiB: the large pages, and a quarter of it as small pages */
     uint64_t first_cursor; /* 0; tests start near the wrap */
-    uint32_t inline_bytes; /* longest in-line payload, at most ring_bytes / 4 */
-    uint32_t peers;        /* processes that may be attached at once, 1 .. 4095 */
+    uint32_t inline_bytes; /* longest in-line payload: spsc at most ring_bytes / 4; mpmc: fixes the size of a
+                              slot, 32 bytes more, rounded up to 128 */
+    uint32_t peers;        /* handles that may be attached at once, 1 .. 4095 */
+    uint32_t kind;         /* enum shmq_kind */
+    uint32_t unused;
 } shmq_params;
 
 typedef struct shmq_stats {
@@ -147,7 +155,8 @@ typedef struct shmq_stats {
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
     uint32_t full; /* 1: a payload of inline_bytes finds no room in the ring */
     uint32_t unused;
-    int32_t producer, consumer; /* index of the peer that has the role, or -1 */
+    int32_t producer, consumer;         /* spsc: index of the peer that has the role, or -1 */
+    int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1 */
     uint8_t uuid[16];
 } shmq_stats;
 

@@ -35,9 +35,6 @@ static shmq_a64 *header_at(const struct shmq_spsc *ring, uint64_t cursor) {
 static uint64_t to_end(const struct shmq_spsc *ring, uint64_t cursor) {
     return ring->capacity - (cursor & (ring->capacity - 1));
 }
-static uint64_t pack(uint32_t bytes, uint16_t codec, uint16_t flags) {
-    return (uint64_t)bytes | (uint64_t)codec << 32 | (uint64_t)flags << 48;
-}
 static bool plausible(const struct shmq_spsc *ring, uint64_t tail, uint64_t head) {
     return tail - head <= ring->capacity && ((tail | head) & 7) == 0;
 }
@@ -133,11 +130,11 @@ int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *p
     if (SHMQ_UNLIKELY(size > end)) {
         /* end >= 8, because cursors and capacity are multiples of 8. */
         store_relaxed(header_at(ring, producer->ahead),
-                      pack((uint32_t)(end - SHMQ_RECORD_HEADER), 0, SHMQ_RECORD_PAD));
+                      shmq_record_pack((uint32_t)(end - SHMQ_RECORD_HEADER), 0, SHMQ_RECORD_PAD));
         producer->ahead += end;
     }
     /* Relaxed: ordered by the release store of tail. */
-    store_relaxed(header_at(ring, producer->ahead), pack(bytes, codec, flags));
+    store_relaxed(header_at(ring, producer->ahead), shmq_record_pack(bytes, codec, flags));
     record->payload = (uint8_t *)(void *)header_at(ring, producer->ahead) + SHMQ_RECORD_HEADER;
     record->bytes = bytes;
     record->codec = codec;

@@ -93,7 +93,7 @@ class ShmqLink(PipeLink):
     """The same over shmq: put as above, and tensors are written where the receiver reads them."""
 
     def __init__(self) -> None:
-        self.queue = shmq.Queue(arena_bytes=ARENA_BYTES)  # without a name: goes with its creator
+        self.queue = shmq.Queue(kind="spsc", arena_bytes=ARENA_BYTES)  # without a name: goes with its creator
 
     @contextmanager
     def tensor(self, rows: int, columns: int) -> Iterator[net.Array]:

@@ -32,6 +32,7 @@ from .errors import (
     ShutDown,
     StaleHandle,
     Unencodable,
+    WrongKind,
     WrongOwner,
 )
 from .loan import Loan
@@ -79,6 +80,7 @@ __all__ = [
     "Snapshot",
     "StaleHandle",
     "Unencodable",
+    "WrongKind",
     "WrongOwner",
     "get_include",
     "inspect",

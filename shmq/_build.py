@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["segment", "wait", "peers", "spsc", "arena", "recover", "shmq", "look"]
+SOURCES = ["segment", "wait", "peers", "spsc", "mpmc", "arena", "ring", "recover", "shmq", "look"]
 
 GLUE = """
 int py_create(int fd, const shmq_params *params, shmq_queue **queue);

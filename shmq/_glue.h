@@ -144,7 +144,7 @@ static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->held); }
 
 /* A loan for a put that is to be published at once: no use without room in the ring. */
 static int loan_to_put(shmq_queue *q, uint64_t bytes, shmq_block **block) {
-    if (!shmq_spsc_room(&q->ring, q->put.spsc.cursor, sizeof(uint64_t))) return SHMQ_FULL;
+    if (!shmq_ring_room(&q->ring, q->put.ring.spsc.cursor, sizeof(uint64_t))) return SHMQ_FULL;
     return shmq_try_loan(q, bytes, block);
 }
 
@@ -259,7 +259,7 @@ static int put_gathered(shmq_queue *q, const struct parts *p) {
     if (status != SHMQ_OK) return status;
     if (p->bytes <= array_inline_limit(q)) {
         struct shmq_record r;
-        status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
+        status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
         if (status != SHMQ_OK) return status;
         gather(r.payload, p);
         shmq_put_commit(q, 1, p->bytes);
@@ -336,7 +336,7 @@ static int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, 
     return put_envelope(q, head, head_bytes, NULL, 0, (PyObject *)arrays);
 }
 
-/* Puts the leading bytes objects of list[start:], all published by one store.  Stops at one that is not bytes
+/* Puts the leading bytes objects of list[start:], all published by one store (spsc), all with one wake-up.  Stops at one that is not bytes
  * or too long to lie in the ring, and where the ring is full.  Returns how many, or -status if none. */
 static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start) {
     PyObject *list = (PyObject *)objects;
@@ -349,12 +349,14 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
         if (!PyBytes_CheckExact(item)) break;
         Py_ssize_t len = PyBytes_Size(item);
         if ((uint64_t)len > q->ring.inline_bytes) break;
-        status = shmq_spsc_try_reserve(&q->ring, &q->put.spsc, (uint32_t)len, SHMQ_RAW, 0, &r);
+        status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)len, SHMQ_RAW, 0, &r);
         if (status != SHMQ_OK) break;
         memcpy(r.payload, PyBytes_AsString(item), (size_t)len);
+        if (q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
         bytes += (uint64_t)len;
     }
-    if (i > start) shmq_put_commit(q, (uint64_t)(i - start), bytes);
+    if (i > start && !q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring);
+    if (i > start) shmq_put_done(q, (uint64_t)(i - start), bytes);
     return i == start && status != SHMQ_OK ? -(Py_ssize_t)status : i - start;
 }
 
@@ -368,7 +370,7 @@ static int py_settle_roles(shmq_queue *q) {
 }
 
 static int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns) {
-    uint64_t cursor = q->put.spsc.cursor; /* under the GIL */
+    uint64_t cursor = q->put.ring.spsc.cursor; /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_wait_put(q, cursor, for_block, bytes, deadline_ns);
@@ -473,7 +475,7 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
     const struct shmq_block_header *h;
     shmq_block *b;
     if ((*status = shmq_try_lease(q, r, &b, &h)) != SHMQ_OK) {
-        q->get.spsc = *before;
+        shmq_ring_unpeek(&q->ring, &q->get.ring, before);
         return NULL;
     }
     int is_array = r->codec == SHMQ_TENSOR || r->codec == SHMQ_ENVELOPE;
@@ -485,9 +487,9 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
     if (meta == NULL || payload == NULL) {
         *status = SHMQ_OUT_OF_SPACE;
         PyErr_Clear();
-        q->get.spsc = *before;
         if (is_array && payload != NULL) ((struct lease *)payload)->block = NULL;
-        shmq_unlease(b, r);
+        shmq_unlease(b, r); /* first: the message must not be there again before its block is */
+        shmq_ring_unpeek(&q->ring, &q->get.ring, before);
         Py_XDECREF(meta);
         Py_XDECREF(payload);
         return NULL;
@@ -521,7 +523,7 @@ static PyObject *from_record(const struct shmq_record *r) {
 static PyObject *take(shmq_queue *q, int spin, int *status) {
     struct shmq_record r;
     if (SHMQ_UNLIKELY((*status = shmq_get_begin(q)) != SHMQ_OK)) return NULL;
-    struct shmq_spsc_side before = q->get.spsc;
+    struct shmq_spsc_side before = q->get.ring.spsc;
     *status = shmq_try_next(q, &r);
     if (*status == SHMQ_EMPTY && spin && shmq_spin_get(q)) *status = shmq_try_next(q, &r);
     if (*status != SHMQ_OK) return NULL;
@@ -529,7 +531,7 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
     PyObject *object = from_record(&r);
     if (SHMQ_UNLIKELY(object == NULL)) {
         PyErr_Clear();
-        q->get.spsc = before;
+        shmq_ring_unpeek(&q->ring, &q->get.ring, &before);
         *status = SHMQ_OUT_OF_SPACE;
         return NULL;
     }
@@ -537,19 +539,19 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
     return object;
 }
 
-/* Up to `max` messages, appended to `list`; the in-line ones of a run are released by one store.  A block's record
+/* Up to `max` messages of an spsc queue, appended to `list`; the in-line ones of a run are released by one store.  A block's record
  * must be at the head while it is leased (recover.c), so what came before it is released first. */
-static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
+static Py_ssize_t take_spsc_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
     Py_ssize_t done = 0, run = 0;
     uint64_t bytes = 0;
     *status = shmq_get_begin(q);
     while (*status == SHMQ_OK && done + run < max) {
-        struct shmq_spsc_side before = q->get.spsc;
+        struct shmq_spsc_side before = q->get.ring.spsc;
         struct shmq_record r;
         if ((*status = shmq_try_next(q, &r)) != SHMQ_OK) break;
         *mixed |= r.codec != SHMQ_RAW;
         if ((r.flags & SHMQ_RECORD_BLOCK) != 0) {
-            q->get.spsc = before;
+            q->get.ring.spsc = before;
             if (run > 0) shmq_taken(q, (uint64_t)run, bytes);
             done += run;
             run = 0;
@@ -563,11 +565,21 @@ static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *s
             bytes += r.bytes;
             run += 1;
         } else {
-            q->get.spsc = before;
+            q->get.ring.spsc = before;
         }
     }
     if (run > 0) shmq_taken(q, (uint64_t)run, bytes);
     return done + run;
+}
+
+static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
+    if (!q->ring.is_mpmc) return take_spsc_run(q, list, max, status, mixed);
+    Py_ssize_t done = 0;
+    for (PyObject *object; done < max && (object = take(q, 0, status)) != NULL; done++) {
+        *mixed |= !PyBytes_CheckExact(object);
+        if ((*status = append(list, object)) != SHMQ_OK) break;
+    }
+    return done;
 }
 
 /* ---- the hot three, as built-in functions bound to a handle ---- */
@@ -640,7 +652,7 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char 
 }
 
 static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
-    uint64_t cursor = q->get.spsc.cursor; /* under the GIL */
+    uint64_t cursor = q->get.ring.spsc.cursor; /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_wait_get(q, cursor, deadline_ns);

@@ -179,8 +179,15 @@ def _age(unix_seconds: float) -> Age:
 
 def _holders(snapshot: shmq.Snapshot) -> tuple[object, object]:
     """Who produces and who consumes."""
-    peers: dict[int | None, object] = {p.index: Who(p.pid, p.alive) for p in snapshot.peers}
-    return peers.get(snapshot.stats.producer, "-"), peers.get(snapshot.stats.consumer, "-")
+    return _those(snapshot.peers, "producer"), _those(snapshot.peers, "consumer")
+
+
+def _those(peers: Sequence[shmq.Peer], role: str) -> object:
+    those = [p for p in peers if role in p.roles]
+    if len(those) == 1:
+        return Who(those[0].pid, those[0].alive)
+    dead = sum(p.alive is False for p in those)
+    return f"{len(those)}, {dead} dead" if dead else len(those) or "-"
 
 
 @app.command()

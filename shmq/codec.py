@@ -155,8 +155,8 @@ def _encode_message(obj: Any) -> Encoded:
         return lib.py_put_as, (lib.SHMQ_MSGPACK, body, len(body)), _flat(len(body)), None
     if len(body) > BODY_BYTES:
         raise errors.MessageTooLarge(
-            f"what lies around the arrays of a message is {len(body):,} bytes long and may be {BODY_BYTES:,}; "
-            "send it in several messages, or its long parts as arrays"
+            f"what lies around the arrays of a message is {len(body):,} bytes long and may be {BODY_BYTES:,};"
+            " send it in several messages, or its long parts as arrays"
         )
     if body.count(_EXTENSION_MARK) != len(found):
         _check_extensions(body, len(found))

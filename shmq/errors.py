@@ -93,6 +93,10 @@ class NotReady(ShmqError, TimeoutError):
     """The creator has not finished within the time given, or died before it had."""
 
 
+class WrongKind(ShmqError, ValueError):
+    """The segment exists and is of another kind than was asked for."""
+
+
 class StaleHandle(ShmqError):
     """The name now belongs to another segment than the one that this handle was pickled from."""
 

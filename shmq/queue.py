@@ -28,7 +28,12 @@ from .stats import Peer, QueueStats
 from .tensor import Arrays
 
 CURSOR_START = 0  # tests start near the wrap
-DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "inline_bytes": 8192, "max_peers": 64}
+Kind = Literal["spsc", "mpmc"]
+KINDS: dict[Kind, int] = {"spsc": lib.SHMQ_KIND_SPSC, "mpmc": lib.SHMQ_KIND_MPMC}
+INLINE_BYTES: dict[Kind, int] = {"spsc": 8192, "mpmc": 480}
+"""Where the caller names no length: an mpmc slot is as long as its longest payload."""
+SLOT_HEADER_BYTES = 32
+DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "max_peers": 64}
 
 _open_handles: "weakref.WeakSet[Queue]" = weakref.WeakSet()
 _anonymous: dict[str, tuple[segment.Identity, int, util.Finalize]] = {}
@@ -54,7 +59,9 @@ class Queue:
 
     ``name``: 1 to 200 characters of ``A-Z a-z 0-9 . _ -``; None makes an anonymous queue, which other
     processes reach through a pickled handle and whose name goes when its creator closes it or ends.
-    ``kind``: "spsc", one producer and one consumer at a time.  The first put of a handle claims the
+    ``kind``: "mpmc", any number of producers and consumers; or "spsc", one producer and one consumer at a
+    time, which is faster and packs messages more tightly.  The default is what exists, else "mpmc";
+    ``WrongKind`` where another exists than was asked for.  On "spsc" the first put of a handle claims the
     producer's role, the first get the consumer's; ``RoleTaken`` while another live handle has it.
 
     The sizes count only where this call creates the segment (they are reserved at once):
@@ -94,10 +101,10 @@ class Queue:
         self,
         name: str | None = None,
         *,
-        kind: Literal["spsc"] = "spsc",
+        kind: Kind | None = None,
         ring_bytes: int = DEFAULTS["ring_bytes"],
         arena_bytes: int = DEFAULTS["arena_bytes"],
-        inline_bytes: int = DEFAULTS["inline_bytes"],
+        inline_bytes: int | None = None,
         max_peers: int = DEFAULTS["max_peers"],
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
@@ -115,7 +122,7 @@ class Queue:
             return
         for _ in range(100):
             try:
-                return self._attach(name, options, timeout=5.0)
+                return self._attach_as(kind, name, options)
             except errors.SegmentNotFound:
                 pass
             try:
@@ -131,10 +138,10 @@ class Queue:
         cls,
         name: str,
         *,
-        kind: Literal["spsc"] = "spsc",
+        kind: Kind | None = None,
         ring_bytes: int = DEFAULTS["ring_bytes"],
         arena_bytes: int = DEFAULTS["arena_bytes"],
-        inline_bytes: int = DEFAULTS["inline_bytes"],
+        inline_bytes: int | None = None,
         max_peers: int = DEFAULTS["max_peers"],
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
@@ -169,6 +176,16 @@ class Queue:
         handle, identity = segment.create(name, params)
         self._bind(name, handle, identity, options)
 
+    def _attach_as(self, kind: Kind | None, name: str, options: tuple[bool, Arrays, Any]) -> None:
+        self._attach(name, options, timeout=5.0)
+        found = self.stats().kind
+        if kind is not None and found != kind:
+            self.close()
+            raise errors.WrongKind(
+                f"queue {name!r}: exists and is of kind {found!r}, not {kind!r}; leave out kind=, remove it "
+                "(shmq rm), or use another name"
+            )
+
     def _attach(self, name: str, options: tuple[bool, Arrays, Any], timeout: float | None) -> None:
         handle, identity = segment.attach(name, timeout)
         self._bind(name, handle, identity, options)
@@ -190,8 +207,8 @@ class Queue:
         self._full_texts = (
             f"the ring of {found.ring_bytes:,} bytes is full; consume faster, wait (timeout=...), or create "
             "the queue with a larger ring_bytes",
-            f"the arena of {found.arena_bytes:,} bytes has no free run of pages that is long enough; drop views "
-            "sooner, wait (timeout=...), or create the queue with a larger arena_bytes",
+            f"the arena of {found.arena_bytes:,} bytes has no free run of pages that is long enough; drop "
+            "views sooner, wait (timeout=...), or create the queue with a larger arena_bytes",
         )
         _open_handles.add(self)
 
@@ -452,13 +469,16 @@ class Queue:
         return f"<shmq.Queue {self.name!r}{' closed' if self.closed else ''}>"
 
 
-def _params(kind: str, ring_bytes: int, arena_bytes: int, inline_bytes: int, max_peers: int) -> Any:
-    if kind != "spsc":
-        raise ValueError(f"kind {kind!r}: this version has 'spsc' (one producer, one consumer)")
+def _params(
+    kind: Kind | None, ring_bytes: int, arena_bytes: int, inline_bytes: int | None, max_peers: int
+) -> Any:
+    kind = kind or "mpmc"
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}: must be one of {', '.join(map(repr, KINDS))}")
     limits = [
         ("ring_bytes", ring_bytes, 32, 1 << 30),
         ("arena_bytes", arena_bytes, 0, 1 << 38),
-        ("inline_bytes", inline_bytes, 8, 1 << 28),
+        ("inline_bytes", INLINE_BYTES[kind] if inline_bytes is None else inline_bytes, 8, 1 << 28),
         ("max_peers", max_peers, 1, 4095),
     ]
     for label, value, low, high in limits:
@@ -467,13 +487,17 @@ def _params(kind: str, ring_bytes: int, arena_bytes: int, inline_bytes: int, max
         if not low <= value <= high:
             raise ValueError(f"{label}={value:,}: must be between {low:,} and {high:,}")
     ring = max(4096, 1 << (ring_bytes - 1).bit_length())
-    if inline_bytes > ring // 4:
-        if inline_bytes != DEFAULTS["inline_bytes"]:
-            raise ValueError(
-                f"inline_bytes={inline_bytes:,}: must be at most a quarter of ring_bytes={ring:,}"
-            )
-        inline_bytes = ring // 4
-    return ffi.new("shmq_params *", [ring, arena_bytes, CURSOR_START, inline_bytes, max_peers])
+    most = ring // 4 if kind == "spsc" else ring // 2 - SLOT_HEADER_BYTES
+    if inline_bytes is None:
+        inline_bytes = min(INLINE_BYTES[kind], most)
+    elif inline_bytes > most:
+        share = "a quarter of" if kind == "spsc" else "two slots must fit into"
+        raise ValueError(
+            f"inline_bytes={inline_bytes:,}: must be at most {most:,} ({share} ring_bytes={ring:,})"
+        )
+    return ffi.new(
+        "shmq_params *", [ring, arena_bytes, CURSOR_START, inline_bytes, max_peers, KINDS[kind], 0]
+    )
 
 
 def _check_options(allow_pickle: bool, arrays: Arrays, kind: Any) -> tuple[bool, Arrays, Any]:

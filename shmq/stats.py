@@ -16,8 +16,10 @@ PREVIEW_BYTES = 1 << 16
 class QueueStats:
     """One queue at one moment.  Sizes in bytes.
 
-    ``pages`` counts arena pages by state; "cont" are the pages behind a block's first.  ``producer`` and
-    ``consumer`` are indexes of peers, None where nobody has the role.  ``kind`` is "spsc".
+    ``kind`` is "spsc" or "mpmc".  ``pages`` counts arena pages by state; "cont" are the pages behind a
+    block's first.  ``producer`` and ``consumer`` are indexes of peers, None where nobody has the role (mpmc:
+    always None).  ``holds_up_put`` and ``holds_up_get``: of an mpmc queue, the peer at work in the very slot
+    that is next; a moment's matter, unless that process is stopped.
     ``full``: a message of ``inline_bytes`` would find no room in the ring."""
 
     name: str
@@ -38,6 +40,8 @@ class QueueStats:
     max_peers: int
     producer: int | None
     consumer: int | None
+    holds_up_put: int | None
+    holds_up_get: int | None
     full: bool
     shutdown: Literal["open", "draining", "immediate"]
 
@@ -123,6 +127,8 @@ def read(c: Any, name: str) -> QueueStats:
         max_peers=raw.peers,
         producer=_role(raw.producer),
         consumer=_role(raw.consumer),
+        holds_up_put=_role(raw.holds_up_put),
+        holds_up_get=_role(raw.holds_up_get),
         full=bool(raw.full),
         shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
     )
@@ -161,10 +167,14 @@ def _peer(raw: Any) -> Peer:
 def explain_full(c: Any, name: str) -> str:
     """Text of ``Full`` after a wait: how full, and who should have made room."""
     s = read(c, name)
-    consumer = next((str(p) for p in read_peers(c, name) if p.index == s.consumer), "nobody yet")
+    peers = read_peers(c, name)
+    consumers = " and ".join(str(p) for p in peers if "consumer" in p.roles) or "nobody yet"
+    stuck = next(
+        (f"; {p} is at work in the slot that is next" for p in peers if p.index == s.holds_up_put), ""
+    )
     return (
-        f"the ring of {s.ring_bytes:,} bytes is full with {s.qsize:,} messages; its consumer is {consumer}. "
-        "Consume faster, wait longer, or create the queue with a larger ring_bytes"
+        f"the ring of {s.ring_bytes:,} bytes is full with {s.qsize:,} messages; its consumer is {consumers}"
+        f"{stuck}. Consume faster, wait longer, or create the queue with a larger ring_bytes"
     )
 
 
@@ -175,8 +185,8 @@ def explain_role_taken(c: Any, name: str) -> str:
     held = "; ".join(f"{' and '.join(sorted(p.roles))}: {p}" for p in dead or holders)
     if dead:
         return (
-            f"its role is a dead process's ({held}), and what that left could not be repaired: another process "
-            "is at it, or this one has no file descriptor free (ulimit -n). Try again"
+            f"its role is a dead process's ({held}), and what that left could not be repaired: another "
+            "process is at it, or this one has no file descriptor free (ulimit -n). Try again"
         )
     return (
         f"the queue has one producer and one consumer, and a live handle has this role ({held}). Let it "

@@ -68,13 +68,19 @@ def name() -> Iterator[str]:
     assert not left, f"left in /dev/shm: {left}"
 
 
+@pytest.fixture(params=["mpmc", "spsc"])
+def ring_kind(request: pytest.FixtureRequest) -> str:
+    """Of the queues that ``make`` makes.  A module that is about something else takes one only."""
+    return str(request.param)
+
+
 @pytest.fixture
-def make(name: str) -> Iterator[Callable[..., shmq.Queue]]:
+def make(name: str, ring_kind: str) -> Iterator[Callable[..., shmq.Queue]]:
     """Opens or creates the queue ``name`` with small sizes; closes every handle and removes the name."""
     opened: list[shmq.Queue] = []
 
     def make(**arguments: Any) -> shmq.Queue:
-        queue = shmq.Queue(name, **{**SMALL, **arguments})
+        queue = shmq.Queue(name, **{**SMALL, "kind": ring_kind, **arguments})
         opened.append(queue)
         return queue
 

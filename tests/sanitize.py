@@ -24,6 +24,7 @@ ROOT = TESTS.parent
 ASAN_FLAGS = VARIANTS["asan"].flags
 UNIT = [
     "test_spsc",
+    "test_mpmc",
     "test_arena",
     "test_segment",
     "test_peers",
@@ -31,6 +32,7 @@ UNIT = [
     "test_wait",
     "test_queue",
     "threads",
+    "crowd",
 ]
 KILLS = 100
 MUTATIONS = 10_000
@@ -159,7 +161,9 @@ def asan(arguments: list[str]) -> int:
 
 def tsan(arguments: list[str]) -> int:
     del arguments
-    return c_tests("tsan", ["threads"], [], {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE})
+    return c_tests(
+        "tsan", ["threads", "crowd"], [], {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE}
+    )
 
 
 if __name__ == "__main__":

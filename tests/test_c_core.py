@@ -14,7 +14,11 @@ from c_build import CC, Edit, Workshop, list_tests
 
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 
-UNIT = ["test_spsc", "test_arena", "test_segment", "test_peers", "test_recover", "test_wait", "test_queue"]
+UNIT = [
+    *("test_spsc", "test_mpmc", "test_arena", "test_segment", "test_peers", "test_recover", "test_wait"),
+    "test_queue",
+]
+KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 KILLS = 5000 if SOAK else 40
 MUTATIONS = 200_000 if SOAK else 10_000
@@ -30,7 +34,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 Done = subprocess.CompletedProcess[str]
 
 
-def start(program: Path, *arguments: str | int, watchdog_s: int = WATCHDOG_S) -> Done:
+def start(program: Path, *arguments: str | int, watchdog_s: int = WATCHDOG_S, kind: str = "spsc") -> Done:
     command = [str(program), *map(str, arguments)]
     # Its own watchdog ends it and its children; the timeout here is only for a watchdog that is broken.
     return subprocess.run(
@@ -39,12 +43,12 @@ def start(program: Path, *arguments: str | int, watchdog_s: int = WATCHDOG_S) ->
         text=True,
         check=False,
         timeout=watchdog_s * 20 + 60,
-        env={**os.environ, "WATCHDOG_S": str(watchdog_s)},
+        env={**os.environ, "WATCHDOG_S": str(watchdog_s), "LAB_KIND": kind},
     )
 
 
-def passes(program: Path, *arguments: str | int) -> str:
-    done = start(program, *arguments, watchdog_s=WATCHDOG_S * (20 if SOAK else 1))
+def passes(program: Path, *arguments: str | int, kind: str = "spsc") -> str:
+    done = start(program, *arguments, watchdog_s=WATCHDOG_S * (20 if SOAK else 1), kind=kind)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -71,20 +75,22 @@ def test_wakes(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "long_slices"), test)
 
 
-@cases("threads")
+@cases("threads", "crowd")
 def test_threads(workshop: Workshop, program: str, test: str) -> None:
     """What ``make tsan`` runs under the race detector, at full speed."""
     passes(workshop.program(program, "plain"), test)
 
 
+@KINDS
 @pytest.mark.parametrize("whom", ["producer", "consumer", "both"])
-def test_sigkill_in_mid_stream(workshop: Workshop, whom: str) -> None:
-    passes(workshop.program("kills", "plain"), whom, KILLS, 1)
+def test_sigkill_in_mid_stream(workshop: Workshop, whom: str, kind: str) -> None:
+    passes(workshop.program("kills", "plain"), whom, KILLS, 1, kind=kind)
 
 
-def test_garbage_in_a_live_segment(workshop: Workshop) -> None:
+@KINDS
+def test_garbage_in_a_live_segment(workshop: Workshop, kind: str) -> None:
     """Under AddressSanitizer and UBSan, with the leak detector on."""
-    passes(workshop.program("damage", "asan"), MUTATIONS, 1)
+    passes(workshop.program("damage", "asan"), MUTATIONS, 1, kind=kind)
 
 
 # ---- negative controls ----
@@ -198,6 +204,86 @@ BUGS = [
         "damage",
     ),
     bug("committed_bit_forgotten", "arena.c", r" \|\n\s+SHMQ_WORD_COMMITTED;", ";", "test_recover"),
+    # slots
+    bug(
+        "anonymous_ticket",
+        "mpmc.c",
+        r"word_for\(ring, SHMQ_SLOT_WRITING, ring->owner, at\)",
+        "word_for(ring, SHMQ_SLOT_WRITING, 0, at)",
+        "test_mpmc",
+    ),
+    bug(
+        "late_tail_is_full",
+        "mpmc.c",
+        r"if \(ahead < 0\) return ahead",
+        "if (ahead != 0) return ahead",
+        "test_mpmc",
+    ),
+    bug(
+        "dead_writer_publishes",
+        "mpmc.c",
+        r"shmq_slot_word\(SHMQ_SLOT_TOMB, 0,",
+        "shmq_slot_word(SHMQ_SLOT_READY, 0,",
+        "test_mpmc",
+    ),
+    bug(
+        "dead_reader_keeps_its_slot",
+        "mpmc.c",
+        r"\} else if \(state == SHMQ_SLOT_READING\) \{",
+        "} else if (false) {",
+        "crowd",
+        "lives_that_end",
+    ),
+    bug(
+        "dead_reader_consumes",
+        "mpmc.c",
+        r"shmq_slot_word\(SHMQ_SLOT_READY, 0, shmq_slot_lap\(word\)\)",
+        "shmq_slot_word(SHMQ_SLOT_FREE, 0, shmq_slot_lap(word) + 1)",
+        "crowd",
+        "lives_that_end",
+    ),
+    bug("nothing_behind_the_head", "mpmc.c", r"^    if \(least != head\) move_back.*$", "", "test_mpmc"),
+    bug(
+        "put_back_behind_the_head",
+        "mpmc.c",
+        r"^    move_back\(ring->head, consumer->position\);$",
+        "",
+        "test_mpmc",
+    ),
+    bug(
+        "tombs_are_for_ever",
+        "mpmc.c",
+        r"word_for\(ring, SHMQ_SLOT_FREE, 0, position \+ ring->mask \+ 1\)",
+        "word",
+        "test_mpmc",
+        "a_put_that_is_given_up_leaves_a_tomb",
+    ),
+    bug(
+        "freed_for_the_same_lap",
+        "mpmc.c",
+        r"word_for\(ring, SHMQ_SLOT_FREE, 0, consumer->position \+ ring->mask \+ 1\)",
+        "word_for(ring, SHMQ_SLOT_FREE, 0, consumer->position)",
+        "test_mpmc",
+    ),
+    bug("any_lap_will_do", "mpmc.c", r"shmq_cursor_argument\(low << 3\) == argument && ", "", "test_mpmc"),
+    bug(
+        "a_handle_is_not_compared", "mpmc.c", r" && load_relaxed\(&slot->handle\) == handle", "", "test_mpmc"
+    ),
+    bug(
+        "laps_do_not_wrap",
+        "mpmc.c",
+        r"int64_t\)apart / \(\(int64_t\)1 << \(64 - SHMQ_LAP_BITS\)\)",
+        "int64_t)(apart >> (64 - SHMQ_LAP_BITS))",
+        "test_mpmc",
+    ),
+    bug(
+        "ring_before_blocks",
+        "recover.c",
+        r"^    struct shmq_record record;\n(    for \(uint64_t i = 0; \(i = shmq_mpmc_next)",
+        r"    struct shmq_record record; shmq_mpmc_recover(ring, dead);\n\1",
+        "crowd",
+        "lives_that_end_with_blocks",
+    ),
     # publishing and taking
     bug(
         "published_before_in_flight",
@@ -226,22 +312,22 @@ BUGS = [
     bug(
         "pages_before_ring",
         "recover.c",
-        r"^    struct shmq_record record;",
-        r"\g<0> shmq_arena_recover(arena, dead, 0, UINT64_MAX);",
+        r"^    struct shmq_roles \*roles = .*;",
+        r"\g<0> shmq_arena_recover(arena, dead, in_range, &(struct range){0, UINT64_MAX});",
         "test_recover",
     ),
     bug(
         "role_given_up_first",
         "recover.c",
-        r"^    struct shmq_record record;",
-        r"\g<0> give_up(&c->roles.consumer, dead);",
+        r"^    struct shmq_roles \*roles = .*;",
+        r"\g<0> give_up(&roles->consumer, dead);",
         "points",
         "death_of_a_reaper",
     ),
     bug(
         "slot_given_up_first",
         "recover.c",
-        r"^        recover_one\(",
+        r"^        if \(ring->is_mpmc\) recover_mpmc\(",
         r"        store_release(&s->peers[i].word, 0);\n\g<0>",
         "points",
         "death_of_a_reaper",
@@ -281,7 +367,7 @@ BUGS = [
     bug(
         "wake_before_publish",
         "shmq.c",
-        r"^(    shmq_spsc_commit\(.*\n)(    if \(SHMQ_UNLIKELY\(shmq_eventcount_wake.*\n)",
+        r"^(    shmq_ring_commit\(.*\n)(    shmq_put_done.*\n)",
         r"\2\1",
         "wakes",
     ),
@@ -318,7 +404,7 @@ BUGS = [
     bug(
         "ready_too_early",
         "shmq.c",
-        r"^        if \(creating\) shmq_spsc_init",
+        r"^        if \(creating\) shmq_ring_init",
         r"        if (creating) shmq_segment_ready(&q->segment);\n\g<0>",
         "points",
         "death_of_a_creator",

@@ -176,7 +176,7 @@ def test_stat_counts(queue: shmq.Queue) -> None:
     text = run("stat", queue.name).stdout
     said = facts(text)
     assert (said["put"], said["got"], said["queued"]) == ("3", "1", "2")
-    assert (said["name"], said["kind"], said["state"]) == (queue.name, "spsc", "open")
+    assert (said["name"], said["kind"], said["state"]) == (queue.name, "mpmc", "open")
     stats = queue.stats()
     assert row(text, "ring")[1:3] == [str(stats.ring_used_bytes), str(stats.ring_bytes)]
     used = stats.arena_bytes - stats.arena_free_bytes

@@ -46,17 +46,19 @@ class Garbage:
             self.memory = mmap.mmap(file.fileno(), 0)
         geometry = GEOMETRY.unpack_from(self.memory, GEOMETRY_AT)
         _, self.peers_at, self.ring_at, self.words_at, self.blocks_at, _, _, self.ring_bytes = geometry[:8]
+        self.slots, self.slot_bytes = geometry[10:12]  # of an mpmc ring; 0 of a byte ring
         small, large = geometry[13:15]
         self.pages = small + large
 
     def places(self) -> dict[str, tuple[int, int]]:
         """Where damage is done: offset and bytes."""
-        head = struct.unpack_from("<Q", self.memory, CONTROL_AT + 128)[0] % self.ring_bytes & ~7
+        head = struct.unpack_from("<Q", self.memory, CONTROL_AT + 128)[0]
+        head = head % self.slots * self.slot_bytes if self.slots else head % self.ring_bytes & ~7
         everywhere = {
             "header": (0, HEADER_BYTES),
             "control": (CONTROL_AT, 5 * 128),
             "peers": (self.peers_at + self.rng.randrange(3) * PEER_BYTES, 64),
-            "next record": (self.ring_at + head, 8),
+            "next record": (self.ring_at + head, 24 if self.slots else 8),
             "records": (self.ring_at, self.ring_bytes),
             "page words": (self.words_at, 8 * self.pages),
             "block headers": (self.blocks_at, BLOCK_BYTES * min(self.pages, 6)),
@@ -187,10 +189,16 @@ class Worker:
 
     def one_segment(self, number: int, mutations: int) -> None:
         arena = self.rng.choice(ARENAS)
-        self.largest = arena
         name = f"{self.prefix}-{number}"
-        sizes = {"ring_bytes": 4096, "inline_bytes": INLINE_BYTES, "arena_bytes": arena, "max_peers": 6}
-        with shmq.Queue.create(name, **sizes) as producer, shmq.Queue.attach(name) as consumer:
+        how = {
+            "ring_bytes": 4096,
+            "inline_bytes": INLINE_BYTES,
+            "arena_bytes": arena,
+            "max_peers": 6,
+            "kind": ("spsc", "mpmc")[number // PER_SEGMENT % 2],
+        }
+        with shmq.Queue.create(name, **how) as producer, shmq.Queue.attach(name) as consumer:
+            self.largest = producer.stats().largest_message_bytes
             try:
                 garbage = Garbage(name, self.rng)
                 for _ in range(mutations):

@@ -14,6 +14,12 @@ import pytest
 
 import shmq
 
+
+@pytest.fixture
+def ring_kind() -> str:
+    return "spsc"  # slots: see the end of this file
+
+
 CONTROL_AT = 4096
 LINE = 128
 PEER_BYTES = 1024
@@ -145,11 +151,11 @@ def test_the_file_is_as_long_as_the_geometry_says(segment: Segment) -> None:
 
 def test_peer_slot(q: shmq.Queue, segment: Segment) -> None:
     at = segment.peer(0)
-    word, attached, pid, _, ticks, doorbell, comm = struct.unpack("<QQIIQQ16s", segment.bytes(at, 56))
+    word, attached, pid, roles, ticks, doorbell, comm = struct.unpack("<QQIIQQ16s", segment.bytes(at, 56))
     assert word == 1  # LIVE, epoch 0
     assert abs(attached / 1e9 - time.time()) < 60
     stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    assert (pid, ticks, doorbell) == (os.getpid(), int(stat[19]), 0)
+    assert (pid, roles, ticks, doorbell) == (os.getpid(), 0, int(stat[19]), 0)
     assert comm.rstrip(b"\0").decode() == Path("/proc/self/comm").read_text().rstrip("\n")
     assert segment.unpack(segment.peer(1), "<Q") == (0,)
 
@@ -290,3 +296,64 @@ def test_a_small_array_lies_in_its_record(q: shmq.Queue, segment: Segment) -> No
     meta = struct.pack("<4BI11Q", FLOAT32, ord("C"), 1, 0, 0, 3, *[0] * 10)
     assert segment.ring(0, 8 + 96 + 12) == header + meta + struct.pack("<3f", 1, 2, 3)
     assert segment.word(0)["state"] == FREE
+
+
+# ---- slots ----
+
+READY = 2  # FREE, WRITING, READY, READING, TOMB
+
+
+def slot(segment: Segment, position: int) -> dict[str, int]:
+    g = segment.geometry
+    at = g["ring_at"] + position % g["slots"] * g["slot_bytes"]
+    word, record, handle, deliveries, producer = segment.unpack(at, "<QQQII")
+    return {
+        "state": word & 7,
+        "owner": word >> 3 & 0xFFF,
+        "lap": word >> 15,
+        "record": record,
+        "handle": handle,
+        "deliveries": deliveries,
+        "producer": producer,
+    }
+
+
+def test_slots(make: Make) -> None:
+    consumer, producer = make(kind="mpmc", ring_bytes=4096, inline_bytes=96), make(kind=None)
+    segment = Segment(consumer)
+    g = segment.geometry
+    assert segment.unpack(16, "<II") == (2, 0)
+    assert (g["slots"], g["slot_bytes"], g["inline_bytes"], g["ring_bytes"]) == (32, 128, 96, 4096)
+    empty = dict.fromkeys(("state", "owner", "lap", "record", "handle", "deliveries", "producer"), 0)
+    assert [slot(segment, i) for i in range(32)] == [empty] * 32
+    producer.put(b"hello")
+    (record,) = struct.unpack("<Q", struct.pack("<IHH", 5, RAW, 0))
+    assert slot(segment, 0) == {**empty, "state": READY, "record": record, "producer": 1}
+    assert segment.bytes(g["ring_at"] + 32, 5) == b"hello"
+    assert (segment.unpack(CONTROL_AT, "<Q"), segment.unpack(CONTROL_AT + LINE, "<Q")) == ((1,), (0,))
+    consumer.get()
+    assert slot(segment, 0) == {**empty, "lap": 1, "record": record, "producer": 1}
+    assert segment.unpack(CONTROL_AT + LINE, "<Q") == (1,)
+    assert segment.roles() == (0, 0, 0)
+    roles = [segment.unpack(segment.peer(i) + 20, "<I") for i in range(2)]
+    assert roles == [(2,), (1,)]  # consumer, producer
+
+
+def test_a_block_in_a_slot(make: Make) -> None:
+    q = make(kind="mpmc", ring_bytes=4096, inline_bytes=96)
+    segment = Segment(q)
+    for _ in range(40):  # into the second lap
+        q.put(b"")
+        q.get()
+    q.put(np.arange(1000, dtype=np.float32))
+    found = slot(segment, 40)
+    (record,) = struct.unpack("<Q", struct.pack("<IHH", 8, TENSOR, BLOCK))
+    assert (found["state"], found["lap"], found["record"]) == (READY, 1, record)
+    page, generation = found["handle"] & 0xFFFFFF, found["handle"] >> 24
+    word = segment.word(page)
+    assert (word["state"], word["generation"], word["argument"]) == (INFLIGHT, generation, 40)
+    view = q.get()
+    assert segment.word(page)["state"] == LEASED
+    assert slot(segment, 40)["lap"] == 2
+    del view
+    assert segment.word(page)["state"] == FREE

@@ -26,6 +26,8 @@ from shmq._core import lib
 import shmq
 
 Make = Callable[..., shmq.Queue]
+ONE_OF_EACH = pytest.mark.parametrize("ring_kind", ["spsc"])
+"""Of queues with one producer and one consumer at a time."""
 PATIENCE = 60
 F_OFD_SETLK = 37  # linux/fcntl.h
 METHODS = ["fork", "forkserver", "spawn"]
@@ -426,6 +428,7 @@ def test_any_first_use_by_a_forked_producer(make: Make, child: Fork, use: str) -
     assert living(q) == 1
 
 
+@ONE_OF_EACH
 def test_roles_of_parent_and_child_are_two(make: Make, child: Fork) -> None:
     q = make()
     q.put(b"1")
@@ -752,6 +755,7 @@ def test_a_killed_consumer_is_taken_over(make: Make, child: Fork) -> None:
     assert len(q.peers()) == 1
 
 
+@ONE_OF_EACH
 def test_a_stopped_process_is_alive(make: Make, child: Fork, poll: Callable[..., Any]) -> None:
     q = make()
 
@@ -819,9 +823,10 @@ def test_a_blocked_put_outlives_its_consumer(make: Make, child: Fork) -> None:
 REAPER_LOCKS_AT = 8192  # peers.c
 
 
+@ONE_OF_EACH
 def test_a_role_whose_repair_takes_long(make: Make, child: Fork) -> None:
-    """A dead producer whom another process is just repairing: whoever wants the role waits for it, and neither
-    keeps this process's other threads from running nor waits for ever."""
+    """A dead producer whom another process is just repairing: whoever wants the role waits for it, neither
+    for ever nor with this process's other threads."""
     q = make()
     victim = child(lambda: [q.put(b"1"), time.sleep(PATIENCE)])
     assert q.get(timeout=PATIENCE) == b"1"

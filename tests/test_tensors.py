@@ -18,6 +18,12 @@ from shmq._core import lib
 import shmq
 from shmq import tensor
 
+
+@pytest.fixture
+def ring_kind() -> str:
+    return "spsc"  # what is tested here lies above the ring
+
+
 Make = Callable[..., shmq.Queue]
 PAGE = 16 << 10
 LONG = (np.longdouble, np.clongdouble)

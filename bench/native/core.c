@@ -1,12 +1,12 @@
 /* shmq's C core between two pinned processes, a handle each: no Python in it.
  *
- *   core rate N A B            one way, 64-byte messages, one call each
- *   core batch N A B           the same with shmq_put_many, 64 messages a call
- *   core pingpong N A B        there and back over two queues, both sides spinning
- *   core parked N GAP_US A B   the same with GAP_US of idleness before each hop (both hops summed)
- *   core verify N A B          untimed: every byte of N messages is compared on arrival
+ *   core KIND rate N A B            one way, 64-byte messages, one call each
+ *   core KIND batch N A B           the same with shmq_put_many, 64 messages a call
+ *   core KIND pingpong N A B        there and back over two queues, both sides spinning
+ *   core KIND parked N GAP_US A B   the same with GAP_US of idleness before each hop (both hops summed)
+ *   core KIND verify N A B          untimed: every byte of N messages is compared on arrival
  *
- * A and B are core numbers. Each prints one JSON line. The verbs mirror those of floors.c. */
+ * KIND is spsc or mpmc; A and B are core numbers. Each prints one JSON line. The verbs mirror those of floors.c. */
 #include "pair.h"
 
 #include <fcntl.h>
@@ -17,6 +17,8 @@
 #include "shmq.h"
 
 enum { MESSAGE_BYTES = 64, BATCH = 64 };
+
+static uint32_t kind;
 
 /* What the sides tell each other outside the queues. */
 struct meeting {
@@ -54,7 +56,8 @@ static int nameless(int which)
 static struct sides meet(int core_a, int core_b)
 {
     const shmq_params params = {
-        .ring_bytes = 1 << 20, .arena_bytes = 4 << 20, .inline_bytes = 8192, .peers = 8};
+        .ring_bytes = 1 << 20, .arena_bytes = 4 << 20, .inline_bytes = kind == SHMQ_KIND_MPMC ? 96 : 8192,
+        .peers = 8, .kind = kind};
     struct sides sides = {.meeting = shared_memory(sizeof *sides.meeting)};
     int fds[2] = {nameless(0), nameless(1)};
     shmq_queue **queues[2] = {&sides.there, &sides.back};
@@ -238,11 +241,14 @@ static void verify(uint64_t count, int core_a, int core_b)
 
 int main(int argc, char **argv)
 {
+    const char *name = argc > 1 ? argv[1] : "";
+    kind = strcmp(name, "mpmc") == 0 ? SHMQ_KIND_MPMC : strcmp(name, "spsc") == 0 ? SHMQ_KIND_SPSC : 0;
+    argv++, argc--; /* the verbs count from here */
     const char *verb = argc > 1 ? argv[1] : "";
     uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
     int gap = strcmp(verb, "parked") == 0; /* the one verb with an argument more */
-    if (count == 0 || count > UINT_MAX || argc != 5 + gap) {
-        fprintf(stderr, "usage: core VERB N ... (see the head of core.c)\n");
+    if (kind == 0 || count == 0 || count > UINT_MAX || argc != 5 + gap) {
+        fprintf(stderr, "usage: core KIND VERB N ... (see the head of core.c)\n");
         return 2;
     }
     int core_a = atoi(argv[3 + gap]), core_b = atoi(argv[4 + gap]);

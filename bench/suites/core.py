@@ -81,21 +81,23 @@ def rows(settings: Settings) -> list[Row]:
     ]
 
 
-def _runner(harness: Harness, row: Row, name: str, role: Role) -> Runner | None:
-    ours = role == "shmq"
+def _runner(harness: Harness, row: Row, name: str, role: Role, kind: str = "") -> Runner | None:
+    """Of ours where ``kind`` is given, else of the floor."""
+    ours = kind != ""
     program = harness.program("core" if ours else "floors")
     if program is None:
         return None
     work, cores = _WORK[row.id], harness.settings.cores
     verb = work.verb if ours else work.floor_verb
     gap = [_GAP_US] if verb == "parked" else []
+    which = [kind] if ours else []
     count = harness.settings.parked_trips() if verb == "parked" else None
 
     def run(count: int) -> Sample:
-        return work.read(program.run(verb, count, *gap, *cores), count)
+        return work.read(program.run(*which, verb, count, *gap, *cores), count)
 
     def verify() -> None:
-        program.run("verify", _CHECK_MESSAGES, *cores)
+        program.run(*which, "verify", _CHECK_MESSAGES, *cores)
 
     return Runner(
         name=name,
@@ -110,8 +112,9 @@ def _runner(harness: Harness, row: Row, name: str, role: Role) -> Runner | None:
 
 def run(harness: Harness, rows: list[Row]) -> None:
     for row in rows:
-        both = (
+        contestants = (
             _runner(harness, row, _WORK[row.id].floor, "floor"),
-            _runner(harness, row, "shmq", "shmq"),
+            _runner(harness, row, "shmq", "shmq", "spsc"),
+            _runner(harness, row, "shmq mpmc", "reference", "mpmc"),
         )
-        harness.measure(row, [runner for runner in both if runner is not None])
+        harness.measure(row, [runner for runner in contestants if runner is not None])

@@ -202,7 +202,8 @@ int main(int argc, char **argv) {
     if (argc != 4) return 2;
     uint64_t kills = strtoull(argv[2], NULL, 10);
     seed = strtoull(argv[3], NULL, 10) * 2 + 1;
-    shmq_params params = {.ring_bytes = 4096, .arena_bytes = 1 << 20, .inline_bytes = 1024, .peers = 8};
+    shmq_params params = tiny;
+    params.arena_bytes = 1 << 20;
     params.first_cursor = UINT64_C(0) - 4096; /* the wrap comes within the first few messages */
     alarm(watchdog_s());
     fd = lab_object();

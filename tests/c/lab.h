@@ -17,9 +17,16 @@
 #define OK(call) CHECK_EQ((call), SHMQ_OK)
 #define MS INT64_C(1000000)
 
-/* 4 KiB of ring, 16 small pages. */
-static const shmq_params tiny = {
+/* LAB_KIND=mpmc in the environment: the same test over the other kind of ring. */
+static inline uint32_t lab_kind(void) {
+    const char *kind = getenv("LAB_KIND");
+    return kind != NULL && strcmp(kind, "mpmc") == 0 ? SHMQ_KIND_MPMC : SHMQ_KIND_SPSC;
+}
+
+/* 4 KiB of ring (or four slots), 16 small pages. */
+static shmq_params tiny = {
     .ring_bytes = 4096, .arena_bytes = 16 * SHMQ_SMALL_PAGE, .inline_bytes = 1024, .peers = 8};
+__attribute__((constructor)) static void lab_choose_kind(void) { tiny.kind = lab_kind(); }
 
 static inline int lab_object(void) {
     int fd = memfd_create("shmq-lab", MFD_CLOEXEC);
@@ -68,7 +75,7 @@ static inline shmq_queue *lab_clone(const shmq_queue *q) {
     c->segment.fd = fcntl(q->segment.fd, F_DUPFD_CLOEXEC, 3);
     CHECK(c->segment.fd >= 0);
     OK(shmq_peers_join(&c->segment, &c->me));
-    c->arena.owner = c->me.index;
+    c->arena.owner = c->ring.mpmc.owner = c->me.index;
     c->counters = &c->segment.peers[c->me.index];
     atomic_store(&c->users, 1);
     atomic_store(&c->references, 1);

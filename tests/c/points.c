@@ -307,7 +307,7 @@ static void two_deaths(void) {
     remains.blocks[remains.blocks_held++] = b;
     OK(shmq_loan(p, BLOCK_BYTES, SHMQ_NO_WAIT, &b));
     remains.blocks[remains.blocks_held++] = b;
-    OK(shmq_spsc_try_reserve(&p->ring, &p->put.spsc, 8, SHMQ_RAW, SHMQ_RECORD_BLOCK, &record));
+    OK(shmq_spsc_try_reserve(&p->ring.spsc, &p->put.ring.spsc, 8, SHMQ_RAW, SHMQ_RECORD_BLOCK, &record));
     OK(shmq_arena_send(&p->arena, b->page, &b->word, record.position));
     OK(shmq_get(c, &m, SHMQ_NO_WAIT));
     remains.blocks[remains.blocks_held++] = m.block;

@@ -415,7 +415,7 @@ TEST(a_block_record_without_a_handle_is_corrupt) {
     void *behind = q->segment.base + q->segment.geometry.total_bytes;
     void *guard = mmap(behind, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     uint64_t record = (uint64_t)SHMQ_RECORD_BLOCK << 48; /* 0 bytes long, where 8 are said to lie */
-    memcpy(q->ring.records + 4096 - 8, &record, 8);
+    memcpy(q->ring.spsc.records + 4096 - 8, &record, 8);
     store_release(&q->control->tail.cursor, 4096);
     shmq_message m;
     shmq_peeked p;
@@ -448,7 +448,7 @@ TEST(a_payload_length_that_wraps_is_corrupt) {
 TEST(a_deadline_holds_over_garbage) {
     open_tiny();
     uint64_t pad = 8 | (uint64_t)SHMQ_RECORD_PAD << 48; /* a pad that nothing follows */
-    memcpy(q->ring.records, &pad, 8);
+    memcpy(q->ring.spsc.records, &pad, 8);
     store_release(&q->control->tail.cursor, 16);
     shmq_message m;
     int status = shmq_get(q, &m, shmq_deadline(5 * MS));

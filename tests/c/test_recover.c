@@ -139,13 +139,13 @@ TEST(a_message_is_published_whole_or_not_at_all) {
             struct shmq_record record;
             OK(shmq_loan(rig.producer, BLOCK_BYTES, SHMQ_NO_WAIT, &b));
             message_write(b->data, 3, BLOCK_BYTES);
-            OK(shmq_spsc_try_reserve(&rig.producer->ring, &rig.producer->put.spsc, 8, SHMQ_RAW,
+            OK(shmq_spsc_try_reserve(&rig.producer->ring.spsc, &rig.producer->put.ring.spsc, 8, SHMQ_RAW,
                                      SHMQ_RECORD_BLOCK, &record));
             rig.producer->arena.headers[b->page].payload_bytes = BLOCK_BYTES;
             uint64_t handle = shmq_handle(b->page, shmq_word_generation(b->word));
             memcpy(record.payload, &handle, sizeof handle);
             if (step >= SENT) OK(shmq_arena_send(&rig.producer->arena, b->page, &b->word, record.position));
-            if (step >= COMMITTED) shmq_spsc_commit(&rig.producer->ring, &rig.producer->put.spsc);
+            if (step >= COMMITTED) shmq_spsc_commit(&rig.producer->ring.spsc, &rig.producer->put.ring.spsc);
             lab_die(rig.producer);
             CHECK_EQ(lab_reap(rig.survivor), 1);
             CHECK_EQ(lab_reap(rig.survivor), 0);
@@ -223,14 +223,14 @@ TEST(an_unleased_message_is_the_next_one_again) {
         for (int dies = 0; dies < 2; dies++) {
             set_up(starts[i]);
             OK(lab_put(rig.producer, 1, BLOCK_BYTES, SHMQ_NO_WAIT));
-            struct shmq_spsc_side before = rig.consumer->get.spsc;
+            struct shmq_spsc_side before = rig.consumer->get.ring.spsc;
             struct shmq_record record;
             const struct shmq_block_header *header;
             shmq_block *b;
             OK(shmq_try_next(rig.consumer, &record));
             OK(shmq_try_lease(rig.consumer, &record, &b, &header));
             shmq_unlease(b, &record);
-            rig.consumer->get.spsc = before;
+            rig.consumer->get.ring.spsc = before;
             if (dies) {
                 lab_die(rig.consumer);
                 CHECK_EQ(lab_reap(rig.survivor), 1);

@@ -33,14 +33,20 @@ TEST(every_offset_is_where_the_drawing_says) {
         uint64_t ring_bytes, ring_at, words_at, blocks_at, small_at, large_at, total;
         uint32_t small_pages, large_pages;
     } cases[] = {
+        /* clang-format off */
         /* 1 MiB ring, 32 MiB arena, 64 peers: control ends at 5120, the table at 5120 + 65536 */
-        {{MIB, 32 * MIB, 0, 8192, 64}, MIB, 73728, 1122304, 1126528, 1196032, 10485760, 44040192, 512, 16},
+        {{MIB, 32 * MIB, 0, 8192, 64, SHMQ_KIND_SPSC, 0}, MIB, 73728, 1122304, 1126528, 1196032, 10485760, 44040192, 512, 16},
         /* the smallest: a ring of one page, no arena, one peer */
-        {{0, 0, 0, 8, 1}, 4096, 8192, 12288, 12288, 12288, 12288, 12288, 0, 0},
+        {{0, 0, 0, 8, 1, SHMQ_KIND_SPSC, 0}, 4096, 8192, 12288, 12288, 12288, 12288, 12288, 0, 0},
         /* just below the large tier */
-        {{5000, 4 * MIB - 1, 0, 64, 2}, 8192, 8192, 16384, 18432, 53248, 4247552, 4247552, 256, 0},
+        {{5000, 4 * MIB - 1, 0, 64, 2, SHMQ_KIND_SPSC, 0}, 8192, 8192, 16384, 18432, 53248, 4247552, 4247552, 256, 0},
         /* and just in it */
-        {{5000, 4 * MIB, 0, 64, 2}, 8192, 8192, 16384, 17024, 28672, 2 * MIB, 6 * MIB, 64, 2},
+        {{5000, 4 * MIB, 0, 64, 2, SHMQ_KIND_SPSC, 0}, 8192, 8192, 16384, 17024, 28672, 2 * MIB, 6 * MIB, 64, 2},
+        /* slots of 512 bytes, 2,048 of them */
+        {{MIB, 0, 0, 480, 64, SHMQ_KIND_MPMC, 0}, MIB, 73728, 1122304, 1122304, 1122304, 1122304, 1122304, 0, 0},
+        /* 384 bytes each: 16 of them, since 8 are less than a page */
+        {{0, 0, 0, 300, 1, SHMQ_KIND_MPMC, 0}, 6144, 8192, 16384, 16384, 16384, 16384, 16384, 0, 0},
+        /* clang-format on */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int fd = lab_object();
@@ -68,15 +74,20 @@ TEST(every_offset_is_where_the_drawing_says) {
 
 TEST(sizes_out_of_range_are_refused) {
     static const shmq_params bad[] = {
-        {(1 << 30) + 1, 0, 0, 64, 1},        /* a ring beyond 1 GiB */
-        {4096, UINT64_C(1) << 39, 0, 64, 1}, /* an arena beyond 2^24 small pages */
-        {4096, UINT64_MAX, 0, 64, 1},
-        {UINT64_MAX, 0, 0, 64, 1},
-        {4096, 0, 0, 7, 1},    /* a block's handle would not fit in-line */
-        {4096, 0, 0, 1025, 1}, /* more than a quarter of the ring */
-        {4096, 0, 0, UINT32_MAX, 1},
-        {4096, 0, 0, 64, 0},
-        {4096, 0, 0, 64, 4096},
+        {(1 << 30) + 1, 0, 0, 64, 1, SHMQ_KIND_SPSC, 0},        /* a ring beyond 1 GiB */
+        {4096, UINT64_C(1) << 39, 0, 64, 1, SHMQ_KIND_SPSC, 0}, /* an arena beyond 2^24 small pages */
+        {4096, UINT64_MAX, 0, 64, 1, SHMQ_KIND_SPSC, 0},
+        {UINT64_MAX, 0, 0, 64, 1, SHMQ_KIND_SPSC, 0},
+        {4096, 0, 0, 7, 1, SHMQ_KIND_SPSC, 0},    /* a block's handle would not fit in-line */
+        {4096, 0, 0, 1025, 1, SHMQ_KIND_SPSC, 0}, /* more than a quarter of the ring */
+        {4096, 0, 0, UINT32_MAX, 1, SHMQ_KIND_SPSC, 0},
+        {4096, 0, 0, 64, 0, SHMQ_KIND_SPSC, 0},
+        {4096, 0, 0, 64, 4096, SHMQ_KIND_SPSC, 0},
+        {4096, 0, 0, 64, 1, 0, 0}, /* no kind */
+        {4096, 0, 0, 64, 1, 3, 0},
+        {4096, 0, 0, UINT32_MAX, 1, SHMQ_KIND_MPMC, 0},
+        {UINT64_C(1) << 30, 0, 0, 4096, 1, SHMQ_KIND_MPMC,
+         0}, /* a power of two of slots is more than 1 GiB */
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK_EQ(create_status(&bad[i]), SHMQ_INVALID);
 }
@@ -143,8 +154,10 @@ TEST(a_header_must_be_ours_in_every_field) {
     h->fingerprint ^= 1;
     CHECK_EQ(attach_status(fd), SHMQ_ABI_MISMATCH);
     h->fingerprint ^= 1;
-    h->kind = SHMQ_KIND_MPMC;
+    h->kind = 3;
     CHECK_EQ(attach_status(fd), SHMQ_ABI_MISMATCH);
+    h->kind = SHMQ_KIND_MPMC; /* but the geometry is a byte ring's */
+    CHECK_EQ(attach_status(fd), SHMQ_NOT_A_SEGMENT);
     h->kind = SHMQ_KIND_SPSC;
     /* Every bit of every offset and size (total_bytes ... ring_bytes), and of the counts that matter here. */
     uint64_t *words = &h->geometry.total_bytes;

@@ -23,8 +23,11 @@ static struct {
 } lab;
 
 static void set_up(uint32_t spin) {
-    shmq_params params = {
-        .ring_bytes = 4096, .arena_bytes = 64 * SHMQ_SMALL_PAGE, .inline_bytes = 1024, .peers = 16};
+    shmq_params params = {.ring_bytes = 4096,
+                          .arena_bytes = 64 * SHMQ_SMALL_PAGE,
+                          .inline_bytes = 1024,
+                          .peers = 16,
+                          .kind = lab_kind()};
     params.first_cursor = UINT64_C(0) - 4096;
     memset(&lab, 0, sizeof lab);
     lab.fd = lab_object();
@@ -261,7 +264,7 @@ static int get_under_lock(shmq_queue *q) {
             pthread_mutex_unlock(&gil);
             return status;
         }
-        uint64_t cursor = q->get.spsc.cursor;
+        uint64_t cursor = q->get.ring.spsc.cursor;
         shmq_pin(q);
         pthread_mutex_unlock(&gil);
         status = shmq_wait_get(q, cursor, SHMQ_FOREVER);
