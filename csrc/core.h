@@ -87,6 +87,8 @@ static inline bool shmq_eventcount_wake(struct shmq_eventcount *e) {
 }
 
 typedef bool shmq_ready_fn(void *context);
+/* Spins until enough(context), at most `limit_ns`. */
+void shmq_linger(shmq_ready_fn *enough, void *context, int64_t limit_ns, int64_t deadline_ns);
 /* Spins, then sleeps until ready(context), the deadline (SHMQ_EMPTY), a signal (SHMQ_INTERRUPTED) or
  * the end of a slice (SHMQ_NOT_READY: look at the peers, then call again).  *parked: it slept. */
 int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *waiter, shmq_ready_fn *ready,
@@ -149,6 +151,7 @@ void shmq_spsc_release(const struct shmq_spsc *ring, struct shmq_spsc_side *cons
 /* For waits, which may run beside other threads of this process: `cursor` is our own as it was. */
 bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t bytes);
 bool shmq_spsc_unread(const struct shmq_spsc *ring, uint64_t cursor);
+bool shmq_spsc_roomy(const struct shmq_spsc *ring, uint64_t cursor); /* a quarter of the ring is free */
 /* For onlookers: the message `index` places behind the head, read without taking it. */
 int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_record *record);
 /* Messages that passed a cursor line; exact for a side that stands still, else of some moment during the call. */
@@ -185,6 +188,7 @@ void shmq_mpmc_unpeek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consu
 /* Hints for waits: does another try make sense? */
 bool shmq_mpmc_room(const struct shmq_mpmc *ring);
 bool shmq_mpmc_unread(const struct shmq_mpmc *ring);
+bool shmq_mpmc_roomy(const struct shmq_mpmc *ring); /* a quarter of the ring is free */
 /* No message waits, and none is being written at the head. */
 bool shmq_mpmc_drained(const struct shmq_mpmc *ring);
 int shmq_mpmc_look(const struct shmq_mpmc *ring, uint32_t index, struct shmq_record *record);
@@ -270,6 +274,7 @@ void shmq_ring_unpeek(const struct shmq_ring *ring, struct shmq_ring_side *consu
                       const struct shmq_spsc_side *before);
 bool shmq_ring_room(const struct shmq_ring *ring, uint64_t cursor, uint32_t bytes);
 bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor);
+bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor);
 bool shmq_ring_drained(const struct shmq_ring *ring);
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
 void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */

@@ -125,6 +125,11 @@ bool shmq_mpmc_room(const struct shmq_mpmc *ring) {
     return laps_ahead(ring, load_acquire(&slot_at(ring, at)->word), at) >= 0;
 }
 
+bool shmq_mpmc_roomy(const struct shmq_mpmc *ring) {
+    uint64_t at = load_acquire(&ring->tail->cursor) + ring->mask / 4;
+    return laps_ahead(ring, load_acquire(&slot_at(ring, at)->word), at) >= 0;
+}
+
 /* ---- consumer ---- */
 
 static int decode_slot(const struct shmq_mpmc *ring, struct shmq_slot *slot, uint64_t position,

@@ -87,6 +87,10 @@ bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor) {
     return ring->is_mpmc ? shmq_mpmc_unread(&ring->mpmc) : shmq_spsc_unread(&ring->spsc, cursor);
 }
 
+bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor) {
+    return ring->is_mpmc ? shmq_mpmc_roomy(&ring->mpmc) : shmq_spsc_roomy(&ring->spsc, cursor);
+}
+
 bool shmq_ring_drained(const struct shmq_ring *ring) {
     return ring->is_mpmc ? shmq_mpmc_drained(&ring->mpmc) : true;
 }

@@ -27,6 +27,7 @@
 #include "core.h"
 
 #define OPEN_PATIENCE_NS INT64_C(1000000000)
+#define GATHER_NS INT64_C(100000)
 #define TAKE_SPINS 40    /* about a microsecond */
 #define SETTLE_TRIES 200 /* a millisecond each, where another process repairs what a dead holder left */
 
@@ -435,6 +436,10 @@ static bool put_ready(void *context) {
            (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
                             : shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes));
 }
+static bool put_roomy(void *context) {
+    const struct need *need = context;
+    return not_running(need->q) || shmq_ring_roomy(&need->q->ring, need->cursor);
+}
 static bool get_ready(void *context) {
     const struct need *need = context;
     return not_running(need->q) || shmq_ring_unread(&need->q->ring, need->cursor);
@@ -459,6 +464,9 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
 
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
     struct need need = {q, cursor, bytes, for_block};
+    /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
+    if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
+        shmq_linger(put_roomy, &need, GATHER_NS, deadline_ns);
     return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
 }
 

@@ -116,6 +116,10 @@ bool shmq_spsc_room(const struct shmq_spsc *ring, uint64_t cursor, uint32_t byte
     return used > ring->capacity || used + need <= ring->capacity;
 }
 
+bool shmq_spsc_roomy(const struct shmq_spsc *ring, uint64_t cursor) {
+    return cursor - load_acquire(&ring->head->cursor) <= ring->capacity / 4 * 3;
+}
+
 /* Writes a record's header behind what is reserved already.  The caller fills record->payload, may
  * reserve more, then commits all with one store.  Nothing is visible before that. */
 int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *producer, uint32_t bytes,

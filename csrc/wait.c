@@ -136,6 +136,17 @@ static bool spin(struct shmq_waiter *w, shmq_ready_fn *ready, void *context, int
     return false;
 }
 
+void shmq_linger(shmq_ready_fn *enough, void *context, int64_t limit_ns, int64_t deadline_ns) {
+    int64_t end = shmq_now_ns() + limit_ns;
+    if (end > deadline_ns) end = deadline_ns;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (enough(context)) return;
+            cpu_relax();
+        }
+    } while (shmq_now_ns() < end);
+}
+
 int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_ready_fn *ready,
                          void *context, int64_t deadline_ns, bool *parked) {
     *parked = false;
