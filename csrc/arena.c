@@ -257,7 +257,10 @@ void shmq_arena_recover(struct shmq_arena *a, uint32_t dead, shmq_published_fn *
         if (shmq_word_owner(w) != dead) continue;
         bool orphan = state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED;
         if (state == SHMQ_PAGE_INFLIGHT && (w & SHMQ_WORD_COMMITTED) == 0)
-            orphan = !published(ring, shmq_word_argument(w), shmq_handle(page, shmq_word_generation(w)));
-        if (orphan) (void)shmq_arena_free(a, page, w); /* taken meanwhile: then the word is another */
+            /* Where the ring does not name it any more, a consumer may just have taken it; but it changes the
+             * word before it lets go of the ring.  So the word is looked at again, behind the ring. */
+            orphan = !published(ring, shmq_word_argument(w), shmq_handle(page, shmq_word_generation(w))) &&
+                     load_acquire(&a->words[page]) == w;
+        if (orphan) (void)shmq_arena_free(a, page, w);
     }
 }

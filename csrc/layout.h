@@ -191,8 +191,8 @@ struct shmq_slot {
     shmq_a64 word;
     shmq_a64 record; /* as an spsc record's header */
     shmq_a64 handle; /* block handle where the record says so */
-    uint32_t deliveries;
-    uint32_t producer; /* owner that wrote it, for people */
+    shmq_a32 deliveries;
+    shmq_a32 producer; /* owner that wrote it, for people */
     /* in-line payload follows, up to slot_bytes - 32 */
 };
 

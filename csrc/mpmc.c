@@ -91,9 +91,9 @@ int shmq_mpmc_try_reserve(const struct shmq_mpmc *ring, struct shmq_mpmc_side *p
                 continue;
             move_on(ring->tail, at); /* death before it: the next producer does it */
             producer->position = at;
-            slot->producer = ring->owner;
-            slot->deliveries = 0;
-            store_relaxed(&slot->record, shmq_record_pack(bytes, codec, flags)); /* ordered by P1 */
+            store32_relaxed(&slot->producer, ring->owner); /* all three ordered by P1 */
+            store32_relaxed(&slot->deliveries, 0);
+            store_relaxed(&slot->record, shmq_record_pack(bytes, codec, flags));
             record->payload = (flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
                                                                : (uint8_t *)(void *)(slot + 1);
             record->bytes = bytes;
@@ -315,7 +315,7 @@ void shmq_mpmc_recover(const struct shmq_mpmc *ring, uint32_t dead) {
         if (state == SHMQ_SLOT_WRITING) {
             (void)cas_acq_rel(&slot->word, &word, shmq_slot_word(SHMQ_SLOT_TOMB, 0, shmq_slot_lap(word)));
         } else if (state == SHMQ_SLOT_READING) {
-            slot->deliveries += 1;
+            store32_relaxed(&slot->deliveries, load32_relaxed(&slot->deliveries) + 1);
             (void)cas_acq_rel(&slot->word, &word, shmq_slot_word(SHMQ_SLOT_READY, 0, shmq_slot_lap(word)));
         }
     }

@@ -284,6 +284,13 @@ BUGS = [
         "crowd",
         "lives_that_end_with_blocks",
     ),
+    bug(
+        "word_looked_at_once",
+        "arena.c",
+        r" &&\n\s+load_acquire\(&a->words\[page\]\) == w;",
+        ";",
+        "test_arena",
+    ),
     # publishing and taking
     bug(
         "published_before_in_flight",

@@ -47,6 +47,18 @@ static void recover(uint32_t dead, uint64_t head, uint64_t tail) {
     shmq_arena_recover(&arena, dead, is_published, published);
 }
 
+/* A message that is taken just when it is asked for. */
+static uint64_t taken_handle, taken_word;
+static bool is_taken_meanwhile(const void *range, uint64_t argument, uint64_t handle) {
+    uint32_t page;
+    struct shmq_arena other = arena;
+    (void)range;
+    other.owner = OTHER;
+    CHECK_EQ(handle, taken_handle);
+    OK(shmq_arena_lease(&other, handle, argument << 3, &page, &taken_word));
+    return false;
+}
+
 static void check_fences(void) {
     for (size_t i = 0; i < 64; i++) {
         CHECK_EQ(rig.before[i], UINT64_C(0xbbbbbbbbbbbbbbbb));
@@ -503,6 +515,19 @@ TEST(behaves_like_an_array_of_owners) {
         OK(shmq_arena_valid(&arena));
     }
     check_fences();
+}
+
+TEST(a_block_that_is_taken_beside_its_repair_stays_whole) {
+    uint32_t page;
+    uint64_t word;
+    rig_with(SMALL, LARGE);
+    OK(shmq_arena_try_loan(&arena, 3 * S, &page, &word));
+    OK(shmq_arena_send(&arena, page, &word, 64));
+    taken_handle = shmq_handle(page, shmq_word_generation(word));
+    shmq_arena_recover(&arena, ME, is_taken_meanwhile, NULL);
+    CHECK_EQ(load_relaxed(&rig.words[page]), taken_word);
+    CHECK(shmq_arena_holds(&arena, page, taken_word, 3 * S));
+    OK(shmq_arena_valid(&arena));
 }
 
 int main(int argc, char **argv) { return run_tests(argc, argv); }
