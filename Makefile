@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 CFLAGS_CHECK := -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fvisibility=hidden
 C_FILES := $(wildcard csrc/*.c)
 
-.PHONY: demo test soak check asan tsan bench clean tools
+.PHONY: demo test soak crash check asan tsan bench clean tools
 
 demo: $(VENV)/built
 	$(PY) -m shmq demo
@@ -19,12 +19,15 @@ test: $(VENV)/built
 soak: $(VENV)/built
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600
 
+crash: $(VENV)/built
+	$(PY) tests/crash
+
 check: $(VENV)/built
 	$(PY) -m pip install -q '.[check]'
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] shmq/_glue.h tests/c/*.[ch] examples/*.c
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] shmq/_glue.h tests/c/*.[ch] tests/crash/*.[ch] examples/*.c
 	for f in $(C_FILES); do cc $(CFLAGS_CHECK) -c $$f -o /dev/null || exit 1; done
 
 asan: $(VENV)/built

@@ -108,7 +108,8 @@ void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *s) {
         s->messages_got = head - ring->first_cursor;
         if (s->messages_got > s->messages_put) s->messages_got = s->messages_put; /* garbage */
         uint64_t waiting = s->messages_put - s->messages_got;
-        if (waiting > m->mask + 1) waiting = m->mask + 1;
+        if (waiting > m->mask + 1) waiting = m->mask + 1; /* a head that was moved back late */
+        s->messages_got = s->messages_put - waiting;
         s->ring_bytes = (m->mask + 1) * m->slot_bytes;
         s->ring_used_bytes = waiting * m->slot_bytes;
         s->full = !shmq_mpmc_room(m);

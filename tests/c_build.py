@@ -1,5 +1,8 @@
 """Builds the C tests: the core in several variants, and the programs of ``tests/c`` that link with one.
 
+A program in another folder of ``tests`` is named with it (``crash/step``); it may include headers of
+``tests/c``.
+
 A variant is the core's sources with edits, and compiler flags:
 
     plain        as it is, assertions on
@@ -67,8 +70,8 @@ _HOOKS = (
         r"    if (op == FUTEX_WAIT_BITSET) lab_before_sleep();\n\g<0>",
     ),
 )
-# Whoever finds a lock gone is behind all that its holder did: the kernel's own locks see to that, and the race
-# detector cannot see it.  lab_die() is the other end.
+# Whoever finds a lock gone is behind all that its holder did: the kernel sees to that, and the race detector
+# cannot see it.  lab_die() is the other end.
 _KERNEL_EDGE = (
     Edit("peers.c", r"^static bool same_object", r"void lab_saw_a_lock(void);\n\g<0>"),
     Edit("peers.c", r"^    int asked = lock_byte\(.*$", r"\g<0>\n    lab_saw_a_lock();"),
@@ -84,6 +87,10 @@ VARIANTS = {
         Variant("tsan", (*_SANITIZE, "-fsanitize=thread", "-Wno-tsan"), _KERNEL_EDGE),
     )
 }
+
+
+def source_of(program: str) -> Path:
+    return (TESTS if "/" in program else PROGRAMS) / f"{program}.c"
 
 
 def run(*command: str | Path) -> None:
@@ -104,7 +111,7 @@ class Workshop:
     def _compile(self, source: Path, include: Path, target: Path, flags: Iterable[str]) -> Path:
         assert CC is not None
         common = ["-std=c11", "-g", "-UNDEBUG", "-Wall", "-Wextra", "-pthread"]
-        run(CC, *common, *flags, f"-I{include}", "-c", source, "-o", target)
+        run(CC, *common, *flags, f"-I{include}", f"-I{PROGRAMS}", "-c", source, "-o", target)
         return target
 
     def _core(self, variant: Variant) -> dict[str, Path]:
@@ -130,8 +137,9 @@ class Workshop:
         if key not in self._objects:
             self._core(variant)
             home = self.directory / variant.name
+            source = source_of(program)
             self._objects[key] = self._compile(
-                PROGRAMS / f"{program}.c", home / "csrc", home / f"{program}.o", variant.flags
+                source, home / "csrc", home / f"{source.stem}.o", variant.flags
             )
         return self._objects[key]
 
@@ -146,7 +154,9 @@ class Workshop:
         if key not in self._programs:
             variant = VARIANTS[variant_name]
             objects = [self._object(program, variant), *self._core(variant).values()]
-            self._programs[key] = self._link(self.directory / variant_name / program, variant, objects)
+            self._programs[key] = self._link(
+                self.directory / variant_name / source_of(program).stem, variant, objects
+            )
         return self._programs[key]
 
     def mutant(self, program: str, variant_name: str, name: str, edit: Edit) -> Path:
@@ -158,9 +168,11 @@ class Workshop:
         shutil.copytree(self.directory / variant_name / "csrc", sources)
         edit.apply(sources)
         core[edit.file] = self._compile(sources / edit.file, sources, home / "changed.o", variant.flags)
-        return self._link(home / program, variant, [self._object(program, variant), *core.values()])
+        return self._link(
+            home / source_of(program).stem, variant, [self._object(program, variant), *core.values()]
+        )
 
 
 def list_tests(program: str) -> list[str]:
     """Names of its tests, in the order of the file."""
-    return re.findall(r"^TEST\((\w+)\)", (PROGRAMS / f"{program}.c").read_text(), flags=re.MULTILINE)
+    return re.findall(r"^TEST\((\w+)\)", source_of(program).read_text(), flags=re.MULTILINE)

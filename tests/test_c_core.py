@@ -291,6 +291,14 @@ BUGS = [
         ";",
         "test_arena",
     ),
+    bug("late_head_is_corrupt", "mpmc.c", r"late\+\+ > 4 \* ring->mask", "late++ >= 0", "test_mpmc"),
+    bug(
+        "late_head_jumps_too_far",
+        "mpmc.c",
+        r"\(ahead - 2\) \* \(ring->mask \+ 1\)",
+        "ahead * (ring->mask + 1)",
+        "test_mpmc",
+    ),
     # publishing and taking
     bug(
         "published_before_in_flight",

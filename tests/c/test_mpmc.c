@@ -166,6 +166,25 @@ TEST(late_hints_are_helped_on) {
     }
 }
 
+TEST(a_head_that_was_moved_back_late_catches_up) {
+    FROM_EACH_START {
+        struct shmq_record r;
+        for (uint64_t laps = 1; laps < 9; laps++) {
+            rig_at(start);
+            for (uint64_t i = 0; i < laps * SLOTS + 2; i++) {
+                send(&mine, i);
+                if (i + 2 >= SLOTS) CHECK_EQ(receive(&mine), i + 2 - SLOTS); /* the last two wait */
+            }
+            store_relaxed(&rig.head.cursor, start + laps % SLOTS);
+            CHECK(shmq_mpmc_unread(&mine));
+            OK(shmq_mpmc_valid(&mine));
+            for (uint64_t i = laps * SLOTS; i < laps * SLOTS + 2; i++) CHECK_EQ(receive(&mine), i);
+            CHECK_EQ(peek(&r), SHMQ_EMPTY);
+            CHECK_HINTS(start + laps * SLOTS + 2, start + laps * SLOTS + 2);
+        }
+    }
+}
+
 TEST(consumers_pass_one_that_is_slow) {
     FROM_EACH_START {
         struct shmq_record r;

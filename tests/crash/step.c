@@ -1,0 +1,815 @@
+/* SIGKILL at every instruction.
+ *
+ *     step [--kind spsc|mpmc] [--wrap] [--depth D] [--parked] [--every N] [--every-repair N] [OPERATION ...]
+ *     step --list
+ *
+ * A victim, forked and traced, runs one operation of operations.h; it is killed after k instructions, for k = 0,
+ * 1, 2, ... until the operation has no more.  After each death a survivor that was attached before repairs,
+ * and counts: what was committed at the moment of death, read from the memory as it lay, is delivered, in order,
+ * whole, once; every page and slot is free again; everything works.
+ *
+ * All that a death leaves is the segment's memory; the kernel has dropped the locks.  So the second level (D = 2)
+ * takes each different memory that the first level left, puts it back, and kills a repairer of it at every
+ * instruction; the third kills the repairer of what that left.  With --parked the last level's victims are stopped
+ * (SIGSTOP) instead; others put, get and hold for several laps of the ring, and then the victim goes on.
+ *
+ * --every N: at the first level only every Nth instruction, and those around each at which the memory changed or the
+ * kernel was called; 0: only those.  --every-repair N: the same for the levels below.
+ *
+ * One line per operation: tab-separated figures.  Exit status 0: no failure; 77: ptrace is forbidden.
+ *
+ * The survivors live in this process.  A round starts from a copy of the segment's memory and of the survivors'
+ * private state; their locks are real and stay.  Peers in that copy that are dead, or are to be dead, must look alive
+ * while the next victim attaches, else it would repair them: an OFD lock of ours on their bytes plays that.
+ */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <time.h>
+
+#include "operations.h"
+#include "trace.h"
+
+enum { SURVIVOR, HELPER, SURVIVORS };
+enum { MOST = 256, DEEPEST = 3, WATCH_S = 20, COMPLAINTS = 5, MOST_RECORDS = 8 };
+#define SECOND_NUMBER 1000u /* the survivors' own messages, while a victim is stopped */
+
+struct numbers {
+    uint64_t n, of[MOST];
+};
+
+/* A segment's memory, and who was the survivors then. */
+struct image {
+    uint8_t *bytes;
+    uint64_t hash;
+    uint64_t k; /* where it was seen first */
+    struct numbers committed;
+};
+
+struct images {
+    struct image *of;
+    uint64_t n, room;
+};
+
+static struct {
+    const struct operation *operation;
+    const char *kind, *start;
+    uint32_t slots; /* mpmc */
+    shmq_queue *peer[SURVIVORS];
+    shmq_queue private[SURVIVORS];
+    uint8_t *memory, *scratch;
+    uint64_t bytes;
+    uint64_t path[DEEPEST + 1]; /* where the victims died, level by level: instructions */
+    uint64_t code[DEEPEST + 1]; /* ... and the address of the next one */
+    int level;
+    uint32_t dead;      /* in the table when the victim comes */
+    bool parked, stops; /* the last level's victims are to be stopped; this level's are */
+    uint64_t every, every_repair;
+    sigjmp_buf next_round;
+} bench;
+
+static struct {
+    uint64_t points[DEEPEST + 1], kills[DEEPEST + 1], images[DEEPEST + 1], parked, failures, strays;
+} figures;
+
+/* ---- complaints ---- */
+
+/* For addr2line: where this program's code begins and ends. */
+extern const char __executable_start[], etext[];
+
+static void died_at(const struct trace *t, uint64_t k) {
+    bench.path[bench.level] = k;
+    bench.code[bench.level] = t->at[k];
+}
+
+static void say_where(void) {
+    uint64_t from = (uint64_t)(uintptr_t)__executable_start, to = (uint64_t)(uintptr_t)etext;
+    fprintf(stderr, "%s, %s, from %s, ", bench.operation->name, bench.kind, bench.start);
+    for (int i = 1; i <= bench.level; i++) {
+        fprintf(stderr, "%s%s after %" PRIu64 " instructions", i > 1 ? ", its repairer " : "",
+                i == bench.level && bench.stops ? "stopped" : "killed", bench.path[i]);
+        if (bench.code[i] >= from && bench.code[i] < to)
+            fprintf(stderr, " (code %#" PRIx64 ")", bench.code[i] - from);
+    }
+    fputs(": ", stderr);
+}
+
+__attribute__((format(printf, 1, 2))) _Noreturn static void complain(const char *text, ...) {
+    if (figures.failures++ < COMPLAINTS) {
+        va_list list;
+        va_start(list, text);
+        say_where();
+        vfprintf(stderr, text, list);
+        fputc('\n', stderr);
+        va_end(list);
+    }
+    siglongjmp(bench.next_round, 1);
+}
+
+#define EXPECT(condition, ...)                                                                               \
+    do {                                                                                                     \
+        if (!(condition)) complain(__VA_ARGS__);                                                             \
+    } while (0)
+
+static void hung(int number) {
+    (void)number;
+    say_where();
+    fputs("the survivor hangs\n", stderr);
+    _exit(3);
+}
+
+/* ---- memory ---- */
+
+static uint64_t hash_of(const uint8_t *bytes, uint64_t n) {
+    uint64_t hash = UINT64_C(1469598103934665603);
+    for (uint64_t at = 0; at + 8 <= n; at += 8) {
+        uint64_t word;
+        memcpy(&word, bytes + at, 8);
+        hash = (hash ^ word) * UINT64_C(1099511628211);
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
+/* Without what differs from life to life and decides nothing. */
+static uint64_t hash_memory(void) {
+    const struct shmq_segment *s = &bench.peer[SURVIVOR]->segment;
+    memcpy(bench.scratch, bench.memory, bench.bytes);
+    for (uint32_t i = 0; i < s->geometry.peers; i++) {
+        struct shmq_peer *p = (struct shmq_peer *)(void *)(bench.scratch + s->geometry.peers_at -
+                                                           SHMQ_CONTROL_AT + i * sizeof *p);
+        p->attached_unix_ns = p->start_ticks = 0;
+        p->pid = 0;
+    }
+    return hash_of(bench.scratch, bench.bytes);
+}
+
+static void restore(const uint8_t *bytes) {
+    memcpy(bench.memory, bytes, bench.bytes);
+    for (int i = 0; i < SURVIVORS; i++) memcpy(bench.peer[i], &bench.private[i], sizeof bench.private[i]);
+}
+
+static uint64_t peer_word(uint32_t i) { return load_acquire(&bench.peer[SURVIVOR]->segment.peers[i].word); }
+static bool is_live(uint32_t i) { return (peer_word(i) & 0xff) == SHMQ_PEER_LIVE; }
+
+static struct image *note_image(struct images *seen, uint64_t hash, uint64_t k) {
+    for (uint64_t i = 0; i < seen->n; i++)
+        if (seen->of[i].hash == hash) return NULL;
+    if (seen->n == seen->room) {
+        seen->room = seen->room != 0 ? seen->room * 2 : 64;
+        seen->of = realloc(seen->of, seen->room * sizeof *seen->of);
+        CHECK(seen->of != NULL);
+    }
+    struct image *image = &seen->of[seen->n++];
+    *image = (struct image){.hash = hash, .k = k, .bytes = malloc(bench.bytes)};
+    CHECK(image->bytes != NULL);
+    memcpy(image->bytes, bench.memory, bench.bytes);
+    return image;
+}
+
+static void forget(struct images *seen) {
+    for (uint64_t i = 0; i < seen->n; i++) free(seen->of[i].bytes);
+    free(seen->of);
+    *seen = (struct images){0};
+}
+
+/* ---- what is committed, read from the memory as it lies ---- */
+
+static uint64_t number_in(const struct shmq_record *record) {
+    const uint8_t *from = record->payload;
+    if ((record->flags & SHMQ_RECORD_BLOCK) != 0) {
+        uint32_t page = shmq_handle_page(load_relaxed((shmq_a64 *)(void *)record->payload));
+        EXPECT(page < PAGES, "a message names page %u", page);
+        from = shmq_arena_data(&bench.peer[SURVIVOR]->arena, page);
+    }
+    uint64_t number;
+    memcpy(&number, from, sizeof number);
+    return number;
+}
+
+/* Slots that hold a message, also one that a dead consumer was reading, in the order of their positions. */
+static void committed_in_slots(const struct shmq_mpmc *ring, struct numbers *numbers) {
+    uint64_t positions[MOST];
+    for (uint64_t i = 0; i <= ring->mask; i++) {
+        struct shmq_slot *slot = (struct shmq_slot *)(void *)(ring->slots + i * ring->slot_bytes);
+        uint64_t word = load_acquire(&slot->word), header = load_relaxed(&slot->record);
+        uint32_t state = shmq_slot_state(word);
+        if (state != SHMQ_SLOT_READY && state != SHMQ_SLOT_READING) continue;
+        struct shmq_record record = {.flags = (uint16_t)(header >> 48)};
+        record.payload = (record.flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
+                                                                 : (uint8_t *)(void *)(slot + 1);
+        uint64_t position = (shmq_slot_lap(word) << ring->shift | i) << (64 - SHMQ_LAP_BITS - ring->shift);
+        uint64_t at = numbers->n++;
+        for (; at > 0 && (int64_t)(positions[at - 1] - position) > 0; at--) {
+            positions[at] = positions[at - 1];
+            numbers->of[at] = numbers->of[at - 1];
+        }
+        positions[at] = position;
+        numbers->of[at] = number_in(&record);
+    }
+}
+
+static struct numbers committed(void) {
+    struct numbers numbers = {0};
+    const struct shmq_ring *ring = &bench.peer[SURVIVOR]->ring;
+    struct shmq_record record;
+    if (ring->is_mpmc) committed_in_slots(&ring->mpmc, &numbers);
+    else
+        for (; numbers.n < MOST && shmq_spsc_look(&ring->spsc, (uint32_t)numbers.n, &record) == SHMQ_OK;)
+            numbers.of[numbers.n++] = number_in(&record);
+    return numbers;
+}
+
+static void expect_the_same(const struct numbers *found, const struct numbers *expected, const char *what) {
+    for (uint64_t i = 0; i < found->n && i < expected->n; i++)
+        EXPECT(found->of[i] == expected->of[i], "%s: message %" PRIu64 " where %" PRIu64 " was due", what,
+               found->of[i], expected->of[i]);
+    EXPECT(found->n >= expected->n, "%s: message %" PRIu64 " is lost", what, expected->of[found->n]);
+    EXPECT(found->n <= expected->n, "%s: message %" PRIu64 " is there, which was not committed", what,
+           found->of[expected->n]);
+}
+
+/* ---- the survivors ---- */
+
+static bool take(shmq_queue *q, uint64_t *number, int *status) {
+    shmq_message m;
+    *status = shmq_get(q, &m, SHMQ_NO_WAIT);
+    if (*status != SHMQ_OK) return false;
+    uint64_t hash = 0;
+    EXPECT(m.bytes >= MESSAGE_MIN, "a message of %" PRIu64 " bytes", m.bytes);
+    memcpy(number, m.data, 8);
+    memcpy(&hash, (uint8_t *)m.data + 8, 8);
+    EXPECT(hash == message_hash(m.data, m.bytes), "message %" PRIu64 " is torn", *number);
+    shmq_message_release(&m);
+    return true;
+}
+
+/* The survivor puts and gets; where the helper has the role, the helper does. */
+static int put_some(uint64_t number, uint64_t bytes) {
+    int status = lab_put(bench.peer[SURVIVOR], number, bytes, SHMQ_NO_WAIT);
+    return status == SHMQ_ROLE_TAKEN ? lab_put(bench.peer[HELPER], number, bytes, SHMQ_NO_WAIT) : status;
+}
+static int get_some(uint64_t *number) {
+    int status;
+    if (take(bench.peer[SURVIVOR], number, &status)) return SHMQ_OK;
+    if (status == SHMQ_ROLE_TAKEN && take(bench.peer[HELPER], number, &status)) return SHMQ_OK;
+    return status;
+}
+
+static struct numbers drain(void) {
+    struct numbers numbers = {0};
+    uint64_t number;
+    int status;
+    while ((status = get_some(&number)) == SHMQ_OK && numbers.n < MOST) numbers.of[numbers.n++] = number;
+    EXPECT(status == SHMQ_EMPTY, "a get says \"%s\"", shmq_status_text(status));
+    return numbers;
+}
+
+static void expect_all_free(void) {
+    shmq_queue *q = bench.peer[SURVIVOR];
+    shmq_stats s;
+    EXPECT(shmq_get_stats(q, &s) == SHMQ_OK, "no statistics");
+    static const char *const names[] = {"free", "loaned", "in flight", "leased", "returned", "continued"};
+    for (int state = SHMQ_PAGE_LOANED; state <= SHMQ_PAGE_CONT; state++)
+        EXPECT(s.pages[state] == 0, "%" PRIu64 " pages are still %s", s.pages[state], names[state]);
+    EXPECT(s.ring_used_bytes == 0, "%" PRIu64 " bytes of the ring are in use", s.ring_used_bytes);
+    EXPECT(s.messages_put == s.messages_got, "%" PRIu64 " messages put, %" PRIu64 " got", s.messages_put,
+           s.messages_got);
+    int status = shmq_validate(q);
+    EXPECT(status == SHMQ_OK, "validate says \"%s\"", shmq_status_text(status));
+}
+
+/* Full and empty three times: a slot is used three laps long.  Every page can be lent.  Blocks pass. */
+static void expect_it_works(void) {
+    uint64_t number;
+    shmq_block *lent[PAGES + 1];
+    for (int lap = 0; lap < 3; lap++) {
+        uint64_t sent = 0, least = bench.slots != 0 ? bench.slots : 4096 / (SHORT + 8) - 1;
+        int status;
+        while ((status = put_some(sent + 1, SHORT)) == SHMQ_OK) sent++;
+        EXPECT(status == SHMQ_FULL, "a put says \"%s\"", shmq_status_text(status));
+        EXPECT(sent >= least, "lap %d: full after %" PRIu64 " messages", lap, sent);
+        struct numbers found = drain();
+        EXPECT(found.n == sent, "lap %d: %" PRIu64 " of %" PRIu64 " messages", lap, found.n, sent);
+        for (uint64_t i = 0; i < sent; i++)
+            EXPECT(found.of[i] == i + 1, "lap %d: out of order at %" PRIu64, lap, i);
+        int put = put_some(7, BLOCK), got = get_some(&number);
+        EXPECT(put == SHMQ_OK && got == SHMQ_OK && number == 7, "a block: \"%s\", \"%s\"",
+               shmq_status_text(put), shmq_status_text(got));
+    }
+    for (int i = 0; i < PAGES; i++) {
+        int status = shmq_try_loan(bench.peer[SURVIVOR], LEAST_BLOCK, &lent[i]);
+        EXPECT(status == SHMQ_OK, "page %d: \"%s\"", i, shmq_status_text(status));
+    }
+    for (int i = 0; i < PAGES; i++) shmq_block_release(lent[i]);
+    expect_all_free();
+}
+
+/* ---- after a death ---- */
+
+static void expect_repair(const struct numbers *due) {
+    uint32_t dead = 0, repaired;
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) dead += is_live(i);
+    int status = shmq_reap(bench.peer[SURVIVOR], &repaired);
+    EXPECT(status == SHMQ_OK && repaired == dead, "%u dead, %u repaired", dead, repaired);
+    for (uint32_t i = SURVIVORS; i < PEERS; i++)
+        EXPECT(!is_live(i), "peer %u is still in the table after its repair", i);
+    status = shmq_reap(bench.peer[HELPER], &repaired);
+    EXPECT(status == SHMQ_OK && repaired == 0, "a second reap repaired %u", repaired);
+    status = shmq_validate(bench.peer[SURVIVOR]);
+    EXPECT(status == SHMQ_OK, "after the repair validate says \"%s\"", shmq_status_text(status));
+    struct numbers found = drain();
+    expect_the_same(&found, due, "after the repair");
+    expect_all_free();
+    expect_it_works();
+}
+
+/* At the first level: may the victim have left exactly this? */
+static void expect_plausible(const struct numbers *before, const struct numbers *now, bool ended) {
+    const struct operation *op = bench.operation;
+    uint64_t first = before->n > 0 ? before->of[0] : 1, last = before->n > 0 ? before->of[before->n - 1] : 0;
+    uint64_t got = load_acquire(&notes->got), put = load_acquire(&notes->put);
+    EXPECT(got == 0 || got == first, "the victim got message %" PRIu64, got);
+    if (ended) {
+        int status = (int)load32_acquire(&notes->status);
+        EXPECT(status == op->status, "the victim's call says \"%s\"", shmq_status_text(status));
+        EXPECT(put == op->adds && (got != 0) == (op->takes != 0), "the victim put %" PRIu64 ", got %" PRIu64,
+               put, got);
+    }
+    for (uint64_t i = 1; i < now->n; i++)
+        EXPECT(now->of[i] == now->of[i - 1] + 1, "at death %" PRIu64 " is followed by %" PRIu64,
+               now->of[i - 1], now->of[i]);
+    uint64_t left_first = now->n > 0 ? now->of[0] : last + 1,
+             left_last = now->n > 0 ? now->of[now->n - 1] : last;
+    EXPECT(left_first >= first + (got != 0) && left_first <= first + op->takes,
+           "at death the queue begins with %" PRIu64, left_first);
+    EXPECT(left_last >= last + put && left_last <= last + op->adds, "at death it ends with %" PRIu64,
+           left_last);
+    EXPECT(bench.slots != 0 || left_last == last || left_last == last + op->adds,
+           "a run is published in parts");
+}
+
+/* ---- a victim's life ---- */
+
+static void live(const struct operation *op, int playing) {
+    shmq_queue *q = NULL;
+    close(playing);
+    if (!op->attaches) {
+        q = lab_attach(object);
+        store32_release(&notes->index, q->me.index);
+    }
+    if (op->before != NULL) op->before(q);
+    trace_mark();
+    store32_release(&notes->status, (uint32_t)op->act(q));
+    trace_mark();
+    /* Only a victim that was stopped and goes on comes here. */
+    if (op->attaches) q = hand.queue;
+    shmq_message_release(&hand.taken);
+    if (hand.block != NULL && op->act != publish && op->act != loan_and_publish)
+        shmq_block_release(hand.block);
+    if (op->act != detach) shmq_free(q);
+    _exit(0);
+}
+
+/* An OFD lock on the byte of everyone who is in the table without a survivor's body. */
+static int play_the_living(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", object);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0);
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) {
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)i, .l_len = 1};
+        if (is_live(i)) CHECK_EQ(fcntl(fd, F_OFD_SETLK, &lock), 0);
+    }
+    return fd;
+}
+
+/* A victim at its start marker. */
+static pid_t start_victim(const uint8_t *bytes, const struct operation *op) {
+    alarm(WATCH_S);
+    restore(bytes);
+    memset(notes, 0, sizeof *notes);
+    store32_release(&notes->index, UINT32_MAX);
+    int playing = play_the_living();
+    pid_t parent = getpid(), pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent) _exit(1);
+        trace_me();
+        live(op, playing);
+    }
+    enum stop stop = trace_start(pid);
+    close(playing);
+    if (stop != STOPPED) {
+        say_where();
+        fputs("the victim died before its operation\n", stderr);
+        _exit(1);
+    }
+    return pid;
+}
+
+/* ---- a level: death at every instruction ---- */
+
+/* `busy[k]`: before instruction k the memory (but for pages' contents) is another than before k - 1, or k - 1 called
+ * the kernel. */
+struct way {
+    struct trace trace;
+    struct hops hops;
+    bool *busy;
+};
+
+static struct way record(const uint8_t *bytes, const struct operation *op) {
+    struct way way = {0};
+    pid_t pid = start_victim(bytes, op);
+    uint64_t room = 1 << 17, n = bench.peer[SURVIVOR]->segment.geometry.small_at - SHMQ_CONTROL_AT;
+    memcpy(bench.scratch, bench.memory, n);
+    way.busy = calloc(room, 1);
+    CHECK(way.busy != NULL);
+    for (bool called = false;;) {
+        uint64_t pc = pc_of(pid);
+        bool changed = memcmp(bench.scratch, bench.memory, n) != 0;
+        CHECK(way.trace.n + 1 < room);
+        way.busy[way.trace.n] = changed || called;
+        if (changed) memcpy(bench.scratch, bench.memory, n);
+        called = trace_at_syscall(pid, pc);
+        trace_note(&way.trace, pc);
+        if (trace_at_trap(pid, pc)) break;
+        enum stop stop = trace_go(pid, true);
+        if (stop != STOPPED) {
+            say_where();
+            fprintf(stderr, "the victim died by itself after %" PRIu64 " instructions\n", way.trace.n);
+            _exit(1);
+        }
+        alarm(WATCH_S);
+    }
+    trace_kill(pid);
+    way.hops = trace_hops(&way.trace);
+    return way;
+}
+
+static void forget_way(struct way *way) {
+    free(way->busy);
+    free(way->trace.at);
+    free(way->hops.last);
+}
+
+/* The way that two records agree on.  Under single steps the clock ticks while it is read, and is read again: that
+ * turn of its loop is not on the way of a victim that runs to a breakpoint. */
+static struct way record_surely(const uint8_t *bytes, const struct operation *op) {
+    struct way way = record(bytes, op);
+    for (int tries = 0; tries < MOST_RECORDS; tries++) {
+        struct way again = record(bytes, op);
+        bool same = again.trace.n == way.trace.n &&
+                    memcmp(again.trace.at, way.trace.at, way.trace.n * sizeof *way.trace.at) == 0;
+        bool shorter = again.trace.n < way.trace.n;
+        forget_way(shorter ? &way : &again);
+        if (shorter) way = again;
+        if (same) break;
+    }
+    return way;
+}
+
+static bool chosen(const struct way *way, uint64_t k, uint64_t every) {
+    if (every == 1 || k == 0 || k + 1 >= way->trace.n || (every > 1 && k % every == 0)) return true;
+    return way->busy[k - 1] || way->busy[k] || way->busy[k + 1];
+}
+
+/* One death, at instruction k.  Returns the image that it left, if that is new. */
+static struct image *die_once(const uint8_t *bytes, const struct operation *op, const struct way *way,
+                              uint64_t k, const struct numbers *due, struct images *seen) {
+    struct numbers before, now;
+    bool on_the_way;
+    pid_t pid = start_victim(bytes, op);
+    died_at(&way->trace, k);
+    if (sigsetjmp(bench.next_round, 0) != 0) return NULL;
+    before = committed();
+    enum stop stop = trace_to(pid, &way->trace, &way->hops, k, &on_the_way);
+    if (stop != STOPPED) complain("the victim died by itself");
+    figures.strays += !on_the_way;
+    bool ended = k + 1 == way->trace.n && on_the_way;
+    trace_kill(pid);
+    struct image *image = note_image(seen, hash_memory(), k);
+    now = committed();
+    if (image != NULL) image->committed = now;
+    if (due != NULL) expect_the_same(&now, due, "in repair");
+    else expect_plausible(&before, &now, ended);
+    expect_repair(&now);
+    return image;
+}
+
+/* ---- a victim that is stopped, and goes on ---- */
+
+struct ledger {
+    uint32_t put[4 * SECOND_NUMBER], got[4 * SECOND_NUMBER];
+};
+
+static void note_number(uint32_t *of, uint64_t number) {
+    EXPECT(number > 0 && number < 4 * SECOND_NUMBER, "message %" PRIu64 " was never put", number);
+    of[number] += 1;
+}
+
+/* What the others do while the victim is stopped, and keep until it has gone on. */
+struct company {
+    struct ledger ledger;
+    shmq_message held[2];
+    uint64_t next;       /* number of their next message */
+    bool no_put, no_get; /* a live victim has that role, or a role is in its repair */
+};
+static struct company company;
+
+static bool company_puts(uint64_t bytes) {
+    if (company.no_put) return false;
+    int status = put_some(company.next, bytes);
+    if (status == SHMQ_OK) note_number(company.ledger.put, company.next++);
+    company.no_put = status == SHMQ_ROLE_TAKEN && bench.slots == 0;
+    EXPECT(status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL || company.no_put,
+           "a put beside it says \"%s\"", shmq_status_text(status));
+    return status == SHMQ_OK;
+}
+
+static bool may_miss(int status) {
+    company.no_get = status == SHMQ_ROLE_TAKEN && bench.slots == 0;
+    return status == SHMQ_EMPTY || company.no_get;
+}
+
+static bool company_gets(void) {
+    uint64_t number;
+    if (company.no_get) return false;
+    int status = get_some(&number);
+    EXPECT(status == SHMQ_OK || may_miss(status), "a get beside it says \"%s\"", shmq_status_text(status));
+    if (status == SHMQ_OK) note_number(company.ledger.got, number);
+    return status == SHMQ_OK;
+}
+
+/* Takes one more message and keeps its block. */
+static void company_holds(shmq_message *m) {
+    if (company.no_get) return;
+    int status = shmq_get(bench.peer[SURVIVOR], m, SHMQ_NO_WAIT);
+    if (status == SHMQ_ROLE_TAKEN) status = shmq_get(bench.peer[HELPER], m, SHMQ_NO_WAIT);
+    EXPECT(status == SHMQ_OK || may_miss(status), "a get beside it says \"%s\"", shmq_status_text(status));
+    if (status == SHMQ_OK) note_number(company.ledger.got, *(const uint64_t *)m->data);
+}
+
+/* A role that a dead peer holds, in a repair that is stopped, is waited for in vain: a fifth of a second each time.
+ * Once in a while is enough. */
+static void spare_the_wait(const shmq_a64 *role, uint64_t k, bool *none) {
+    uint64_t holder = load_acquire(role);
+    *none = bench.slots == 0 && bench.dead > 0 && holder != 0 && shmq_role_owner(holder) >= SURVIVORS &&
+            k % 256 != 0;
+}
+
+static void others_go_on(bool victim_attached) {
+    uint32_t index = load32_acquire(&notes->index), repaired;
+    if (victim_attached && index != UINT32_MAX && is_live(index)) {
+        int alive = shmq_peers_alive(&bench.peer[SURVIVOR]->segment, index);
+        EXPECT(alive == 1, "alive: %d", alive);
+    }
+    for (int i = 0; i < 2; i++) company_holds(&company.held[i]);
+    (void)company_puts(BLOCK);
+    (void)company_puts(LEAST_BLOCK);
+    for (uint32_t i = 0; i < 4 * (bench.slots + 4); i++) { /* several laps */
+        bool went = company_puts(SHORT);
+        went |= company_gets();
+        if (!went) break;
+    }
+    int status = shmq_validate(bench.peer[HELPER]);
+    EXPECT(status == SHMQ_OK, "beside it validate says \"%s\"", shmq_status_text(status));
+    if (bench.slots == 0 && bench.dead > 0) return; /* it would find what it can, and wait for the rest */
+    status = shmq_reap(bench.peer[HELPER], &repaired);
+    EXPECT(status == SHMQ_OK, "a reap beside it says \"%s\"", shmq_status_text(status));
+    EXPECT(repaired <= bench.dead, "%u were declared dead", repaired);
+}
+
+/* Every free page is overwritten: what the company holds must not be among them. */
+static void others_look_at_what_they_hold(void) {
+    shmq_block *lent[PAGES];
+    int n = 0;
+    while (n < PAGES && shmq_try_loan(bench.peer[SURVIVOR], LEAST_BLOCK, &lent[n]) == SHMQ_OK)
+        memset(lent[n++]->data, 0xee, SHMQ_SMALL_PAGE);
+    while (n > 0) shmq_block_release(lent[--n]);
+    for (int i = 0; i < 2; i++) {
+        shmq_message *m = &company.held[i];
+        uint64_t hash;
+        if (m->block == NULL) continue;
+        memcpy(&hash, (uint8_t *)m->data + 8, 8);
+        EXPECT(hash == message_hash(m->data, m->bytes), "a message that is held was overwritten");
+        shmq_message_release(m);
+    }
+}
+
+static void finish_killed(pid_t pid) {
+    int status;
+    (void)kill(pid, SIGKILL);
+    while (waitpid(pid, &status, 0) == pid && !WIFSIGNALED(status) && !WIFEXITED(status)) {}
+}
+
+static void park_once(const uint8_t *bytes, const struct operation *op, const struct way *way, uint64_t k) {
+    bool on_the_way;
+    int status;
+    pid_t pid = start_victim(bytes, op);
+    died_at(&way->trace, k);
+    memset(&company, 0, sizeof company);
+    company.next = SECOND_NUMBER;
+    spare_the_wait(&bench.peer[SURVIVOR]->control->roles.producer, k, &company.no_put);
+    spare_the_wait(&bench.peer[SURVIVOR]->control->roles.consumer, k, &company.no_get);
+    if (sigsetjmp(bench.next_round, 0) != 0) {
+        finish_killed(pid);
+        return;
+    }
+    struct numbers before = committed(), rest;
+    for (uint64_t i = 0; i < before.n; i++) note_number(company.ledger.put, before.of[i]);
+    if (trace_to(pid, &way->trace, &way->hops, k, &on_the_way) != STOPPED)
+        complain("the victim died by itself");
+    figures.strays += !on_the_way;
+    trace_free(pid, &way->trace);
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    CHECK(WIFSTOPPED(status));
+    others_go_on(!op->attaches);
+    CHECK_EQ(kill(pid, SIGCONT), 0);
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "going on, the victim fails (status %#x)", status);
+    status = (int)load32_acquire(&notes->status);
+    EXPECT(status == op->status || status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL ||
+               status == SHMQ_EMPTY || (status == SHMQ_ROLE_TAKEN && bench.slots == 0),
+           "the victim's call says \"%s\"", shmq_status_text(status));
+    uint64_t last = before.n > 0 ? before.of[before.n - 1] : 0, got = load_acquire(&notes->got);
+    for (uint64_t i = load_acquire(&notes->put); i > 0; i--) note_number(company.ledger.put, last + i);
+    if (got != 0) note_number(company.ledger.got, got);
+    uint32_t repaired;
+    EXPECT(shmq_reap(bench.peer[SURVIVOR], &repaired) == SHMQ_OK,
+           "no reap"); /* an earlier peer may lie there */
+    others_look_at_what_they_hold();
+    rest = drain();
+    for (uint64_t i = 0; i < rest.n; i++) note_number(company.ledger.got, rest.of[i]);
+    for (uint64_t i = 1; i < 4 * SECOND_NUMBER; i++)
+        EXPECT(company.ledger.put[i] == company.ledger.got[i],
+               "message %" PRIu64 " was put %u times and got %u times", i, company.ledger.put[i],
+               company.ledger.got[i]);
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) EXPECT(!is_live(i), "peer %u is still in the table", i);
+    expect_all_free();
+    expect_it_works();
+}
+
+/* ---- level by level ---- */
+
+static void explore(const uint8_t *bytes, const struct operation *op, const struct numbers *due, int depth) {
+    struct images seen = {0};
+    int level = ++bench.level;
+    struct way way = level == 1 ? record_surely(bytes, op) : record(bytes, op); /* a repair reads no clock */
+    bench.stops = bench.parked && depth == 1;
+    bench.dead = 0;
+    restore(bytes);
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) bench.dead += is_live(i);
+    if (!bench.stops) figures.points[level] += way.trace.n;
+    for (uint64_t k = 0; k < way.trace.n; k++) {
+        if (!chosen(&way, k, level == 1 ? bench.every : bench.every_repair)) continue;
+        if (bench.stops) {
+            figures.parked += 1;
+            park_once(bytes, op, &way, k);
+        } else {
+            figures.kills[level] += 1;
+            (void)die_once(bytes, op, &way, k, due, &seen);
+        }
+    }
+    figures.images[level] += seen.n;
+    for (uint64_t i = 0; depth > 1 && i < seen.n; i++) {
+        died_at(&way.trace, seen.of[i].k);
+        explore(seen.of[i].bytes, &repair, &seen.of[i].committed, depth - 1);
+    }
+    forget(&seen);
+    forget_way(&way);
+    bench.level -= 1;
+}
+
+/* ---- scenes ---- */
+
+static void open_bench(const struct operation *op, uint32_t kind, uint64_t first_cursor, uint64_t skipped) {
+    shmq_params params = {.ring_bytes = 4096,
+                          .arena_bytes = PAGES * SHMQ_SMALL_PAGE,
+                          .first_cursor = first_cursor,
+                          .inline_bytes = INLINE_BYTES,
+                          .peers = PEERS,
+                          .kind = kind};
+    object = lab_object();
+    bench.peer[SURVIVOR] = lab_create(object, &params);
+    bench.peer[HELPER] = lab_attach(object);
+    const struct shmq_segment *s = &bench.peer[SURVIVOR]->segment;
+    bench.slots = s->geometry.slots;
+    bench.memory = s->base + SHMQ_CONTROL_AT;
+    bench.bytes = s->geometry.total_bytes - SHMQ_CONTROL_AT;
+    bench.scratch = realloc(bench.scratch, bench.bytes);
+    CHECK(bench.scratch != NULL);
+    uint64_t number;
+    for (uint64_t i = 0; i < skipped; i++) { /* to the position where the operation is to begin */
+        OK(lab_put(bench.peer[SURVIVOR], 1, SHORT, SHMQ_NO_WAIT));
+        OK(lab_get(bench.peer[SURVIVOR], &number, SHMQ_NO_WAIT));
+    }
+    for (int i = 0; i < SURVIVORS; i++) /* or a get would allocate it, and a restored handle forget it */
+        if (bench.peer[i]->inline_copy == NULL) CHECK((bench.peer[i]->inline_copy = malloc(4096)) != NULL);
+    if (skipped > 0) {
+        store_release(&bench.peer[SURVIVOR]->control->roles.producer, 0);
+        store_release(&bench.peer[SURVIVOR]->control->roles.consumer, 0);
+        bench.peer[SURVIVOR]->put.held = bench.peer[SURVIVOR]->get.held = false;
+    }
+    if (op->scene != NULL) op->scene(bench.peer[SURVIVOR]);
+    if (op->earlier != NULL) {
+        pid_t pid = fork_child();
+        if (pid == 0) {
+            op->earlier(lab_attach(object));
+            (void)kill(getpid(), SIGKILL);
+        }
+        join_child(pid, SIGKILL);
+    }
+    for (int i = 0; i < SURVIVORS; i++) memcpy(&bench.private[i], bench.peer[i], sizeof bench.private[i]);
+}
+
+static uint8_t *copy_memory(void) {
+    uint8_t *bytes = malloc(bench.bytes);
+    CHECK(bytes != NULL);
+    memcpy(bytes, bench.memory, bench.bytes);
+    return bytes;
+}
+
+static void close_bench(uint8_t *bytes) {
+    restore(bytes);
+    for (int i = SURVIVORS - 1; i >= 0; i--) shmq_free(bench.peer[i]);
+    close(object);
+    free(bytes);
+}
+
+/* Of the line that the operation works at, how far it is when the operation begins. */
+static uint64_t distance(const struct operation *op, uint32_t kind) {
+    open_bench(op, kind, 0, 0);
+    uint8_t *bytes = copy_memory();
+    trace_kill(start_victim(bytes, op));
+    const struct shmq_control *c = bench.peer[SURVIVOR]->control;
+    uint64_t cursor = load_acquire(op->at_head ? &c->head.cursor : &c->tail.cursor);
+    close_bench(bytes);
+    return cursor;
+}
+
+static double seconds(void) { return (double)shmq_now_ns() * 1e-9; }
+
+static void run(const struct operation *op, uint32_t kind, bool wrap, int depth) {
+    double from = seconds();
+    memset(&figures, 0, sizeof figures);
+    bench.operation = op;
+    bench.kind = kind == SHMQ_KIND_MPMC ? "mpmc" : "spsc";
+    bench.start = "zero";
+    uint64_t cursor = 0, skipped = 0;
+    if (wrap) { /* 8 bytes, or one slot, below the wrap */
+        uint64_t unit = kind == SHMQ_KIND_MPMC ? 1 : 8, due = UINT64_C(0) - distance(op, kind) - unit;
+        cursor = due & ~UINT64_C(7);
+        skipped = due - cursor;
+        bench.start = "the wrap";
+    }
+    open_bench(op, kind, cursor, skipped);
+    uint8_t *bytes = copy_memory();
+    bench.stops = false;
+    if (!bench.parked || depth > 1 || !op->unfilled) explore(bytes, op, NULL, depth);
+    close_bench(bytes);
+    alarm(0);
+    printf("%s\t%s\t%s", op->name, bench.kind, wrap ? "wrap" : "0");
+    for (int i = 1; i <= DEEPEST; i++)
+        printf("\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, figures.points[i], figures.kills[i],
+               figures.images[i]);
+    printf("\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%.2f\n", figures.parked, figures.strays,
+           figures.failures, seconds() - from);
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    uint32_t kind = SHMQ_KIND_SPSC;
+    bool wrap = false, named = false;
+    int depth = 1, first = 1;
+    uint64_t failures = 0;
+    bench.every = bench.every_repair = 1;
+    for (; first < argc && strncmp(argv[first], "--", 2) == 0; first++) {
+        const char *option = argv[first];
+        if (strcmp(option, "--wrap") == 0) wrap = true;
+        else if (strcmp(option, "--parked") == 0) bench.parked = true;
+        else if (strcmp(option, "--list") == 0) {
+            for (size_t i = 0; i < OPERATIONS; i++) puts(operations[i].name);
+            return 0;
+        } else if (++first == argc) return 2;
+        else if (strcmp(option, "--kind") == 0)
+            kind = strcmp(argv[first], "mpmc") == 0 ? SHMQ_KIND_MPMC : SHMQ_KIND_SPSC;
+        else if (strcmp(option, "--depth") == 0) depth = atoi(argv[first]);
+        else if (strcmp(option, "--every") == 0) bench.every = strtoull(argv[first], NULL, 10);
+        else if (strcmp(option, "--every-repair") == 0) bench.every_repair = strtoull(argv[first], NULL, 10);
+        else return 2;
+    }
+    if (depth < 1 || depth > DEEPEST) return 2;
+    signal(SIGALRM, hung);
+    trace_on_one_cpu();
+    notes = lab_shared(sizeof *notes);
+    for (size_t i = 0; i < OPERATIONS; i++) {
+        bool wanted = first == argc;
+        for (int a = first; a < argc; a++) wanted |= strcmp(argv[a], operations[i].name) == 0;
+        if (!wanted) continue;
+        named = true;
+        run(&operations[i], kind, wrap, depth);
+        failures += figures.failures;
+    }
+    return failures != 0 ? 1 : named ? 0 : 2;
+}

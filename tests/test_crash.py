@@ -1,0 +1,233 @@
+"""SIGKILL at every instruction: a sample of what ``python tests/crash`` does in full, and negative controls.
+
+Each control is a bug that is seeded into the core; the harness has to notice it, for the reason that it
+claims.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from c_build import CC, Edit, Workshop
+from crash import harness
+from crash.harness import Job
+
+pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("crash"))
+
+
+@pytest.fixture(autouse=True)
+def skipped_without_ptrace() -> Iterator[None]:
+    try:
+        yield
+    except harness.PtraceForbidden as forbidden:
+        pytest.skip(str(forbidden))
+
+
+def run_jobs(program: Path, jobs: list[Job]) -> list[harness.Done]:
+    try:
+        return list(harness.run_all(program, jobs))
+    except harness.PtraceForbidden as forbidden:
+        pytest.skip(str(forbidden))
+
+
+def test_a_sample(workshop: Workshop) -> None:
+    program = workshop.program(harness.PROGRAM, "plain")
+    finished = run_jobs(program, harness.quick(harness.operations(program)))
+    complaints = "".join(done.complaints for done in finished if done.failed)
+    assert not any(done.failed for done in finished), f"{complaints}{harness.table(finished)}"
+    assert all(done.figures and sum(done.figures.kills) + done.figures.stops > 0 for done in finished)
+
+
+@dataclass(frozen=True)
+class Control:
+    """With ``edit``, ``job`` fails, and what it says matches ``reason``."""
+
+    name: str
+    edit: Edit
+    job: Job
+    reason: str
+
+
+def control(name: str, edit: tuple[str, str, str], job: tuple[str, ...], reason: str) -> Control:
+    operation, kind, *arguments = job
+    return Control(name, Edit(*edit), Job(operation, kind, tuple(arguments)), reason)
+
+
+REPAIRS = ("--every", "0", "--depth", "2", "--every-repair", "0")
+COMMIT_EARLY = r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)"
+ROLES = r"^    struct shmq_roles \*roles = .*;"
+
+CONTROLS = [
+    # publishing
+    control(
+        "record_before_its_payload",
+        ("shmq.c", COMMIT_EARLY, r"\2\1"),
+        ("put in-line", "spsc"),
+        r"at death .*2 is followed by",
+    ),
+    control(
+        "slot_before_its_payload",
+        ("shmq.c", COMMIT_EARLY, r"\2\1"),
+        ("put in-line", "mpmc"),
+        r"at death .*2 is followed by",
+    ),
+    control(
+        "tail_before_the_block_is_in_flight",
+        ("shmq.c", r"^    status = shmq_arena_send\(", r"    shmq_put_commit(q, 0, 0);\n\g<0>"),
+        ("put block", "spsc"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "half_a_payload",
+        (
+            "shmq.c",
+            r"^    shmq_put_commit\(q, 1, meta_bytes \+ bytes\);",
+            r"\g<0> record.payload[meta_bytes + bytes - 1] ^= 1;\n"
+            r'    __asm__ volatile("" ::: "memory");\n    record.payload[meta_bytes + bytes - 1] ^= 1;',
+        ),
+        ("put in-line", "spsc"),
+        r"message 3 is torn",
+    ),
+    # taking
+    control(
+        "record_released_before_its_lease",
+        (
+            "shmq.c",
+            r"^            status = receive\(q, &record, m\);\n +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
+            "            shmq_taken(q, 1, 0);\n            status = receive(q, &record, m);\n"
+            "            if (status == SHMQ_OK) return status;",
+        ),
+        ("get block", "spsc"),
+        r"pages are still in flight",
+    ),
+    control(
+        "block_freed_upwards",
+        (
+            "arena.c",
+            r"for \(uint32_t n = run_behind\((.*)\); n > 0; n--\)",
+            r"for (uint32_t n = 1, last = run_behind(\1); n <= last; n++)",
+        ),
+        ("release", "spsc"),
+        r"pages are still continued|segment corrupt",
+    ),
+    control(
+        "first_page_freed_first",
+        (
+            "arena.c",
+            r"^(    uint64_t freed = .*\n)(    for \(uint32_t n = )(run_behind\(.*\));",
+            r"    uint32_t behind = \3;\n\1"
+            r"    if (cas_acq_rel(&a->words[page], &(uint64_t){word}, freed)) word = freed;\n\2behind;",
+        ),
+        ("release", "mpmc"),
+        r'pages are still continued|validate says "segment corrupt"',
+    ),
+    # repair
+    control(
+        "block_at_the_head_freed",
+        (
+            "recover.c",
+            r"^        resend\(arena, dead, &record\);\n    struct range",
+            "        (void)resend;\n    struct range",
+        ),
+        ("get block", "spsc"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "pages_freed_before_the_lease_is_back",
+        (
+            "recover.c",
+            ROLES,
+            r"\g<0> shmq_arena_recover(arena, dead, in_range, &(struct range){0, UINT64_MAX});",
+        ),
+        ("get block", "spsc"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "role_given_up_before_the_repair",
+        ("recover.c", ROLES, r"\g<0> give_up(&roles->consumer, dead);"),
+        ("get block", "spsc"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "role_given_up_before_the_pages",
+        ("recover.c", r"^    if \(consumer != 0 && ", r"    give_up(&roles->consumer, dead);\n\g<0>"),
+        ("get block", "spsc", *REPAIRS),
+        r'its repairer killed .* a get says "segment corrupt"',
+    ),
+    control(
+        "entry_freed_before_the_repair",
+        (
+            "recover.c",
+            r"^        if \(ring->is_mpmc\) recover_mpmc\(",
+            r"        store_release(&s->peers[i].word, 0);\n\g<0>",
+        ),
+        ("put block", "mpmc", *REPAIRS),
+        r"its repairer killed .* pages are still (?:loaned|in flight)",
+    ),
+    control(
+        "slot_put_back_before_its_block",
+        (
+            "recover.c",
+            r"^    for \(uint64_t i = 0; \(i = shmq_mpmc_next_read_by",
+            r"    shmq_mpmc_recover(ring, dead);\n\g<0>",
+        ),
+        ("get block", "mpmc"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "tombs_forgotten",
+        ("mpmc.c", r"^        if \(state == SHMQ_SLOT_WRITING\) \{", "        if (0) {"),
+        ("put in-line", "mpmc"),
+        r"bytes of the ring are in use",
+    ),
+    control(
+        "head_not_moved_back",
+        ("mpmc.c", r"^    if \(least != head\) move_back\(ring->head, least\);", "    (void)least;"),
+        ("get in-line", "mpmc"),
+        r"message [23] (?:is lost|where)",
+    ),
+    # company
+    control(
+        "block_freed_that_was_taken_meanwhile",
+        ("arena.c", r" &&\n\s+load_acquire\(&a->words\[page\]\) == w;", ";"),
+        ("reap", "mpmc", "--parked", "--every", "4"),
+        r"a message that is held was overwritten",
+    ),
+    control(
+        "head_laps_behind_is_corrupt",
+        (
+            "mpmc.c",
+            r"^            catch_up\(ring, at, \(uint64_t\)ahead\);",
+            r"            if (ahead > 1) return SHMQ_CORRUPT;\n\g<0>",
+        ),
+        ("get in-line", "mpmc", "--every", "0", "--parked", "--depth", "2", "--every-repair", "0"),
+        r'its repairer stopped .* a get says "segment corrupt"',
+    ),
+    control(
+        "stopped_is_dead",
+        (
+            "peers.c",
+            r"mmap\(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0\)",
+            "mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)",
+        ),
+        ("put in-line", "mpmc", "--parked"),
+        r"stopped after \d+ instructions .*: alive: 0",
+    ),
+]
+
+
+@pytest.mark.parametrize("seeded", CONTROLS, ids=lambda seeded: seeded.name)
+def test_a_seeded_bug_is_noticed(workshop: Workshop, seeded: Control) -> None:
+    program = workshop.mutant(harness.PROGRAM, "plain", seeded.name, seeded.edit)
+    (done,) = run_jobs(program, [seeded.job])
+    assert done.failed, f"{seeded.job} passes with it"
+    assert re.search(seeded.reason, done.complaints), done.complaints
+    shutil.rmtree(program.parent)
