@@ -294,17 +294,27 @@ def peek(
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Queues to remove.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Queues to remove.", show_default=False)
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Even if in use, or not a working queue.")
+    ] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="All of yours that no live process has attached.")
     ] = False,
 ) -> None:
     """Remove queues, with the messages in them.
 
     Processes that are attached keep their memory until they close; nobody new finds the queue.
     """
+    if bool(names) == stale:
+        raise typer.BadParameter("give the names of queues, or --stale")
+    unused = [item.info.name for item in checks.survey() if stale and checks.is_unused(item)]
+    if stale and not unused:
+        print("no stale queues")
     refused = False
-    for name in names:
+    for name in names or unused:
         try:
             if not force:
                 _check_unused(name)
@@ -332,11 +342,18 @@ def _check_unused(name: str) -> None:
 
 
 @app.command("doctor")
-def doctor_command(as_json: AsJson = False) -> None:
+def doctor_command(
+    as_json: AsJson = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what dead processes left in your queues, and stop.")
+    ] = False,
+) -> None:
     """Check this machine: does it give shmq what it needs?
 
     Exit status 1 if something does not work.
     """
+    if repair:
+        return _repair()
     findings = list(checks.diagnose())
     if as_json:
         _show_json(findings)
@@ -352,6 +369,25 @@ def doctor_command(as_json: AsJson = False) -> None:
         _show([Section(heads, [(f.status, f.check, f.value, f.advice) for f in findings])])
     if any(found.status == "fail" for found in findings):
         raise typer.Exit(1)
+
+
+def _repair() -> None:
+    failed = False
+    for item in checks.survey():
+        dead = [p for p in item.snapshot.peers if p.alive is False] if item.snapshot else []
+        if not dead:
+            continue
+        who = ", ".join(f"pid {peer.pid} ({_clean(peer.comm)})" for peer in dead)
+        try:
+            with shmq.Queue.attach(item.info.name, timeout=0) as queue:  # attaching repairs
+                queue.reap()
+        except (shmq.ShmqError, OSError) as error:
+            failed = True
+            _complain(error)
+        else:
+            print(f"{item.info.name}: repaired what {who} left")
+    if failed:
+        raise typer.Exit(2)
 
 
 # --help too is the example's to answer.

@@ -325,12 +325,17 @@ def package(name: str, advice: str) -> Verdict:
         return ("warn" if name == "numpy" else "ok"), "not installed", advice
 
 
+def is_unused(seen: Surveyed) -> bool:
+    """A sound segment that no live process has attached."""
+    return seen.snapshot is not None and all(p.alive is False for p in seen.snapshot.peers)
+
+
 def stale_segments(seen: Sequence[Surveyed], now: float, uid: int) -> Verdict:
     """Names of this user which no live process uses: they hold memory until somebody removes them.
 
     Other users' are not judged: what cannot be looked into may be at work."""
     mine = [s for s in seen if s.info.uid == uid]
-    unused = [s.info for s in mine if s.snapshot and all(p.alive is False for p in s.snapshot.peers)]
+    unused = [s.info for s in mine if is_unused(s)]
     stuck = [s.info for s in mine if s.info.state == "initialising" and s.info.mtime < now - STUCK_S]
     broken = [s.info for s in mine if s.info.state == "foreign"] + stuck
     if not unused and not broken:

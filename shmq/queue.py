@@ -398,6 +398,16 @@ class Queue:
         """True after ``close()``."""
         return bool(lib.shmq_usable(self._c) == lib.SHMQ_CLOSED)
 
+    def reap(self) -> int:
+        """Repairs what dead processes left; returns how many of them.
+
+        Whoever attaches, waits for longer than 100 ms or takes over does so anyway."""
+        repaired = ffi.new("uint32_t *")
+        if status := lib.shmq_reap(self._c, repaired):
+            self._recover_or_raise(status, 0)
+            lib.shmq_reap(self._c, repaired)
+        return int(repaired[0])
+
     # ---- life ----
 
     def shutdown(self, immediate: bool = False) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,3 +184,25 @@ def run(script: Callable[..., Script]) -> Callable[..., str]:
         return output
 
     return run
+
+
+@pytest.fixture
+def in_small_shm(run: Callable[..., str]) -> Callable[[str, str], str]:
+    """Runs a program where /dev/shm is a tmpfs of its own, of a few MiB."""
+    works = shutil.which("unshare") and subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"],
+        capture_output=True,
+    )
+    if not works or works.returncode != 0:
+        pytest.skip("may not mount in a private namespace here")
+
+    def in_small_shm(size: str, source: str) -> str:
+        return run(
+            "import os, subprocess, sys\n"
+            "mount = ['mount', '-t', 'tmpfs', '-o', 'size=' + sys.argv[1], 'tmpfs', '/dev/shm']\n"
+            "subprocess.run(mount, check=True)\n" + source,
+            size,
+            wrapper=("unshare", "-m", "--propagation", "private"),
+        )
+
+    return in_small_shm

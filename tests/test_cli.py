@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +319,61 @@ def test_rm_refuses_foreign_files_unless_forced(name: str, content: bytes) -> No
     assert path.exists()
     run("rm", "--force", name)
     assert not path.exists()
+
+
+DEAD_AND_ALIVE = """
+import os, subprocess, sys
+import shmq
+def run(*arguments):
+    done = subprocess.run([sys.executable, "-m", "shmq", *arguments], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+def die_in(name, **how):
+    pid = os.fork()
+    if pid == 0:
+        with shmq.Queue(name, arena_bytes=1 << 20, **how) as q:
+            q.put(b"one"); held = q.loan(1000, "u1")
+            os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    return pid
+"""
+
+
+def test_rm_stale_removes_what_nobody_uses(in_small_shm: Callable[[str, str], str]) -> None:
+    in_small_shm(
+        "64m",
+        DEAD_AND_ALIVE
+        + """
+assert run("rm", "--stale") == (0, "no stale queues\\n")
+for name in "abc": die_in(name)
+with shmq.Queue("used", arena_bytes=1 << 20), shmq.Queue("b") as b:
+    open("/dev/shm/shmq.foreign", "w").write("precious")
+    assert run("rm", "--stale") == (0, "removed a\\nremoved c\\n"), run("ls")
+    assert sorted(os.listdir("/dev/shm")) == ["shmq.b", "shmq.foreign", "shmq.used"]
+for arguments in (["rm"], ["rm", "--stale", "b"]):
+    status, text = run(*arguments)
+    assert status == 2 and "--stale" in text, text
+""",
+    )
+
+
+def test_doctor_repairs(in_small_shm: Callable[[str, str], str]) -> None:
+    in_small_shm(
+        "64m",
+        DEAD_AND_ALIVE
+        + """
+pids = {name: die_in(name, kind=kind) for name, kind in (("a", "spsc"), ("b", "mpmc"))}
+shmq.Queue("c", arena_bytes=1 << 20).close()
+loaned = lambda name: shmq.inspect(name).stats.pages["loaned"]
+assert (loaned("a"), loaned("b")) == (1, 1)
+status, text = run("doctor", "--repair")
+assert status == 0 and len(text.splitlines()) == 2, text
+for line, (name, pid) in zip(text.splitlines(), pids.items()):
+    assert line.startswith(name + ": repaired") and f"pid {pid} (" in line, line
+    assert loaned(name) == 0 and shmq.inspect(name).peers == []
+    with shmq.Queue(name) as q: assert q.get(timeout=5) == b"one" and q.empty()
+assert run("doctor", "--repair") == (0, "")
+""",
+    )
 
 
 # -- refusals -------------------------------------------------------------------------------------

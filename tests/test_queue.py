@@ -870,3 +870,12 @@ def test_subclasses_stay_subclasses(name: str) -> None:
 
 class Mine(shmq.Queue):
     pass
+
+
+def test_reap_finds_nobody_among_the_living(make: Make) -> None:
+    q = make()
+    make()
+    assert q.reap() == 0
+    q.close()
+    with pytest.raises(shmq.Closed):
+        q.reap()

@@ -5,11 +5,9 @@ import mmap
 import multiprocessing.util
 import os
 import resource
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import threading
 import time
 import warnings
@@ -176,32 +174,11 @@ def test_memory_that_is_gone_at_the_last_moment(name: str, monkeypatch: pytest.M
     assert not file_of(name).exists()
 
 
-@pytest.fixture
-def in_small_shm(run: Run) -> Callable[[str, str], str]:
-    """Runs a program where /dev/shm is a tmpfs of its own, of a few MiB."""
-    works = shutil.which("unshare") and subprocess.run(
-        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"],
-        capture_output=True,
-    )
-    if not works or works.returncode != 0:
-        pytest.skip("may not mount in a private namespace here")
-
-    def in_small_shm(size: str, source: str) -> str:
-        return run(
-            "import os, subprocess, sys\n"
-            "mount = ['mount', '-t', 'tmpfs', '-o', 'size=' + sys.argv[1], 'tmpfs', '/dev/shm']\n"
-            "subprocess.run(mount, check=True)\n" + PRELUDE + source,
-            size,
-            wrapper=("unshare", "-m", "--propagation", "private"),
-        )
-
-    return in_small_shm
-
-
 def test_a_small_shm(in_small_shm: Callable[[str, str], str]) -> None:
     output = in_small_shm(
         "16m",
-        """
+        PRELUDE
+        + """
 free = lambda: os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize
 before = free()
 for how in ({}, {"arena_bytes": 64 << 20}, {"arena_bytes": 15 << 20}, {"ring_bytes": 1 << 30}):
@@ -241,7 +218,8 @@ def test_a_reservation_that_fails_half_way_says_what_was_free(
     """What the attempt itself had reserved is free again when the text is made."""
     output = in_small_shm(
         "48m",
-        """
+        PRELUDE
+        + """
 import shmq.segment
 real = shmq.segment.available_bytes
 answers = [(1 << 60, "free")]
@@ -259,7 +237,7 @@ assert os.listdir("/dev/shm") == []
 
 def test_a_shm_without_a_size(in_small_shm: Callable[[str, str], str]) -> None:
     assert (
-        in_small_shm("0", "with shmq.Queue(arena_bytes=1 << 20) as q: q.put(b'1'); print(q.get())")
+        in_small_shm("0", PRELUDE + "with shmq.Queue(arena_bytes=1 << 20) as q: q.put(b'1'); print(q.get())")
         == "b'1'\n"
     )
 
