@@ -306,6 +306,7 @@ struct shmq_queue {
     struct shmq_membership me;
     shmq_a32 users;       /* of the mapping: the open handle, blocks, waiting calls */
     shmq_a32 references;  /* to this struct: the handle, blocks */
+    shmq_a64 told_of;     /* role word of a dead producer that shmq_wait_get has reported */
     shmq_a32 held;        /* blocks that are ours: loans and leases */
     uint8_t *inline_copy; /* shmq_get's buffer for in-line payloads */
 };

@@ -101,7 +101,11 @@ struct shmq_roles {
     shmq_a64 producer; /* 0, or shmq_role_word(owner, epoch); by CAS, spsc only */
     shmq_a64 consumer;
     shmq_a32 lifecycle; /* enum shmq_lifecycle, only ever grows */
-    uint8_t unused[SHMQ_LINE - 20];
+    /* The last producer, if it died in its role; by its reaper, role word last.  A successor stores 0 there. */
+    shmq_a32 lost_pid;
+    shmq_a64 lost_messages;
+    shmq_a64 lost_producer;
+    uint8_t unused[SHMQ_LINE - 40];
 };
 
 enum shmq_lifecycle { SHMQ_RUNNING = 0, SHMQ_DRAINING = 1, SHMQ_STOPPED = 2 };

@@ -33,6 +33,9 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     s->lifecycle = load32_acquire(&q->control->roles.lifecycle);
     s->producer = role_holder(q, &q->control->roles.producer);
     s->consumer = role_holder(q, &q->control->roles.consumer);
+    s->lost = s->producer < 0 && load_acquire(&q->control->roles.lost_producer) != 0;
+    s->lost_messages = load_relaxed(&q->control->roles.lost_messages);
+    s->lost_pid = load32_relaxed(&q->control->roles.lost_pid);
     return SHMQ_OK;
 }
 

@@ -56,6 +56,12 @@ static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, s
     published.head = load_acquire(&ring->head->cursor); /* before tail, both before the words */
     published.tail = load_acquire(&ring->tail->cursor);
     shmq_arena_recover(arena, dead, in_range, &published);
+    uint64_t producer = load_acquire(&roles->producer);
+    if (producer != 0 && shmq_role_owner(producer) == dead) { /* for the consumer, see shmq_wait_get */
+        store32_relaxed(&roles->lost_pid, s->peers[dead].pid);
+        store_relaxed(&roles->lost_messages, shmq_spsc_messages(ring->tail));
+        store_release(&roles->lost_producer, producer);
+    }
     give_up(&roles->producer, dead);
     give_up(&roles->consumer, dead);
 }

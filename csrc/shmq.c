@@ -211,6 +211,7 @@ static int claim_role(shmq_queue *q, bool producer) {
             /* Acquire: what the last holder did to the ring is visible.  Progress: another one has it now. */
             if (!cas_acq_rel(role, &holder, shmq_role_word(q->me.index, q->me.epoch))) continue;
             side->held = true;
+            if (producer) store_relaxed(&q->control->roles.lost_producer, 0);
             int status = shmq_spsc_side_load(&q->ring.spsc, producer, &side->ring.spsc);
             if (status != SHMQ_OK) give_role(q, role, side);
             return status;
@@ -440,8 +441,17 @@ static bool put_roomy(void *context) {
     const struct need *need = context;
     return not_running(need->q) || shmq_ring_roomy(&need->q->ring, need->cursor);
 }
+/* The word of a producer that died, if nobody has come since and this handle was not told yet; else 0. */
+static uint64_t lost_producer(const shmq_queue *q) {
+    const struct shmq_roles *roles = &q->control->roles;
+    if (q->ring.is_mpmc || load_acquire(&roles->producer) != 0) return 0;
+    uint64_t lost = load_acquire(&roles->lost_producer);
+    return lost != load_relaxed(&q->told_of) ? lost : 0;
+}
+
 static bool get_ready(void *context) {
     const struct need *need = context;
+    if (lost_producer(need->q) != 0) return true;
     return not_running(need->q) || shmq_ring_unread(&need->q->ring, need->cursor);
 }
 
@@ -472,7 +482,13 @@ int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes
 
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
     struct need need = {q, cursor, 0, false};
-    return wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
+    int status = wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
+    uint64_t lost = lost_producer(q);
+    /* Before the last look: what the dead had put was published before its role was given up. */
+    if (lost == 0 || status == SHMQ_INTERRUPTED || not_running(q) || shmq_ring_unread(&q->ring, cursor))
+        return status;
+    store_relaxed(&q->told_of, lost); /* relaxed: only threads of this handle care, and either may be told */
+    return SHMQ_PEER_DEAD;
 }
 
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
@@ -692,6 +708,7 @@ const char *shmq_status_text(int status) {
                                         "peer table full",
                                         "out of space",
                                         "invalid argument",
-                                        "system call failed"};
+                                        "system call failed",
+                                        "producer dead"};
     return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }

@@ -64,7 +64,9 @@ enum shmq_status {
     SHMQ_PEERS_FULL = 15,    /* every entry of the peer table is in use */
     SHMQ_OUT_OF_SPACE = 16,  /* /dev/shm or memory is too small for it */
     SHMQ_INVALID = 17,       /* an argument is out of its range */
-    SHMQ_SYSTEM = 18         /* a system call failed: errno says why */
+    SHMQ_SYSTEM = 18,        /* a system call failed: errno says why */
+    SHMQ_PEER_DEAD = 19 /* the spsc producer died, what it put is drained, and nobody took its place; a wait
+                                says so once, the next one waits for a successor */
 };
 
 /* How a payload is encoded.  The C side moves payloads and never decodes them. */
@@ -156,6 +158,8 @@ typedef struct shmq_stats {
     uint32_t full; /* 1: a payload of inline_bytes finds no room in the ring */
     uint32_t unused;
     int32_t producer, consumer;         /* spsc: index of the peer that has the role, or -1 */
+    uint64_t lost_messages;             /* spsc: put by all producers up to one that died in its role, and */
+    uint32_t lost_pid, lost;            /* its pid; lost: 1 if nobody has taken its place */
     int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1 */
     uint8_t uuid[16];
 } shmq_stats;

@@ -49,6 +49,16 @@ class RoleTaken(ShmqError):
     """An SPSC queue has one producer and one consumer, and a live process has this role."""
 
 
+class PeerDead(ShmqError):
+    """The producer died, everything that it had put is taken, and nobody has taken its place.
+
+    ``pid``: the dead producer's, for people.  ``messages``: how many had been put up to its death, by it and
+    those before it.  Raised once for each death: the next get waits for a successor."""
+
+    pid: int = 0
+    messages: int = 0
+
+
 class ForkedHandle(ShmqError):
     """This handle was inherited through fork with loans or views alive; they are the parent's."""
 
@@ -141,6 +151,7 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
         "the queue has one producer and one consumer, and another live process has this role; "
         "let it close its handle first",
     ),
+    lib.SHMQ_PEER_DEAD: (PeerDead, "its producer died"),
     lib.SHMQ_FORKED: (
         ForkedHandle,
         "this handle was inherited through fork() with loans or views alive; call reattach() to get "

@@ -267,7 +267,8 @@ class Queue:
         Arrays come back as writable views of shared memory: no copy, and the memory returns to the arena when
         the last view dies (``copy=True`` detaches them).  The arrays of one message share one block.
 
-        Raises ``Empty``, ``DecodeError`` (the message's bytes are in its ``.payload``), ``RoleTaken``,
+        Raises ``Empty``, ``PeerDead`` (an spsc queue is empty and its producer died), ``DecodeError`` (the
+        message's bytes are in its ``.payload``), ``RoleTaken``,
         ``ShutDown``, ``Closed``, ``Corrupt``."""
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
@@ -285,7 +286,8 @@ class Queue:
             if item == lib.SHMQ_EMPTY:
                 if time.monotonic_ns() >= deadline:
                     errors.raise_status(lib.SHMQ_EMPTY, self.name)
-                lib.py_wait_get(self._c, slice_end_ns(deadline))
+                if lib.py_wait_get(self._c, slice_end_ns(deadline)) == lib.SHMQ_PEER_DEAD:
+                    stats.raise_peer_dead(self._c, self.name)
             else:
                 self._recover_or_raise(item, 0)
             # Looked up anew each time: reattach() binds other functions.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from . import codec, errors, segment
 from ._core import ffi, lib
@@ -176,6 +176,17 @@ def explain_full(c: Any, name: str) -> str:
         f"the ring of {s.ring_bytes:,} bytes is full with {s.qsize:,} messages; its consumer is {consumers}"
         f"{stuck}. Consume faster, wait longer, or create the queue with a larger ring_bytes"
     )
+
+
+def raise_peer_dead(c: Any, name: str) -> NoReturn:
+    """Says who died, and behind which message."""
+    raw = _read(c, name)
+    error = errors.PeerDead(
+        f"queue {name!r}: its producer (pid {raw.lost_pid}) died after message {raw.lost_messages:,}, and it "
+        "is drained; start another producer and get again, or close this handle"
+    )
+    error.pid, error.messages = raw.lost_pid, raw.lost_messages
+    raise error
 
 
 def explain_role_taken(c: Any, name: str) -> str:

@@ -691,13 +691,20 @@ def verified(message: Any) -> int:
     return int(message["i"])
 
 
+def next_of(q: shmq.Queue, timeout: float = PATIENCE) -> Any:
+    """The next message, whether or not a producer died behind the last one."""
+    with contextlib.suppress(shmq.PeerDead):
+        return q.get(timeout=timeout)
+    return q.get(timeout=timeout)
+
+
 def test_a_killed_producer_is_taken_over(make: Make, child: Fork) -> None:
     q = make(ring_bytes=4096)
     expected = 0
     for kill_at in (1, 30, 200):
         producer = child(lambda first=expected: stream(q, first))  # type: ignore[misc]
         for _ in range(kill_at):
-            assert verified(q.get(timeout=PATIENCE)) == expected
+            assert verified(next_of(q)) == expected
             expected += 1
         producer.kill()
         with contextlib.suppress(shmq.Empty):
@@ -745,7 +752,7 @@ def test_a_killed_consumer_is_taken_over(make: Make, child: Fork) -> None:
     rest = []
     with contextlib.suppress(shmq.Empty):
         while True:
-            rest.append(verified(q.get(timeout=0.25)))  # a wait, so that it repairs what the dead left
+            rest.append(verified(next_of(q, 0.25)))  # a wait, so that it repairs what the dead left
     everything = seen + rest
     assert everything == sorted(set(everything))  # in order, none twice
     missing = set(range(everything[-1] + 1)) - set(everything)
@@ -783,11 +790,38 @@ def test_a_blocked_get_outlives_its_producer(make: Make, child: Fork) -> None:
     first = child(lambda: [q.put(b"1"), time.sleep(PATIENCE)])
     assert q.get(timeout=PATIENCE) == b"1"
     first.kill()
-    with pytest.raises(shmq.Empty):
+    with pytest.raises((shmq.Empty, shmq.PeerDead)):
         q.get(timeout=0.25)
     second = child(lambda: q.put(b"2"))
-    assert q.get(timeout=PATIENCE) == b"2"
+    assert next_of(q) == b"2"
     second.result()
+
+
+@ONE_OF_EACH
+def test_a_get_that_can_never_succeed_says_so(make: Make, child: Fork) -> None:
+    """Once for each death, when all that the dead had put is taken, and not where its end was orderly."""
+    q = make()
+    for _ in range(2):
+        producer = child(lambda: [q.put_many([b"1", b"2", b"3"]), time.sleep(PATIENCE)])
+        pid = producer.pid
+        before = q.stats().messages_put
+        assert q.get(timeout=PATIENCE) == b"1"
+        producer.kill()
+        assert q.get_many(1) == [b"2"]
+        assert q.get() == b"3"
+        start = time.monotonic()
+        with pytest.raises(shmq.PeerDead, match=rf"pid {pid}\).*message {before + 3},") as caught:
+            q.get()
+        assert time.monotonic() - start < 10
+        assert (caught.value.pid, caught.value.messages) == (pid, before + 3)
+        with pytest.raises(shmq.Empty):  # told once
+            q.get(timeout=0.15)
+        with pytest.raises(shmq.Empty):
+            q.get_nowait()
+    child(lambda: [q.put(b"4"), q.close()]).result()
+    assert q.get(timeout=PATIENCE) == b"4"
+    with pytest.raises(shmq.Empty):
+        q.get_many(1, timeout=0.15)
 
 
 def test_a_blocked_put_outlives_its_consumer(make: Make, child: Fork) -> None:

@@ -21,13 +21,13 @@ static const char *const place_names[] = {"header", "control", "peers", "records
 static struct last {
     shmq_a64 number, offset, before, after;
     shmq_a32 place;
-    uint64_t statuses[SHMQ_SYSTEM + 1]; /* what the calls answered */
-} *last;                                /* shared with the parent, which tells it */
+    uint64_t statuses[SHMQ_PEER_DEAD + 1]; /* what the calls answered */
+} *last;                                   /* shared with the parent, which tells it */
 
 static uint64_t seed;
 
 static int note(int status) {
-    CHECK(status >= 0 && status <= SHMQ_SYSTEM);
+    CHECK(status >= 0 && status <= SHMQ_PEER_DEAD);
     last->statuses[status] += 1;
     return status;
 }
@@ -199,7 +199,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("%" PRIu64 " mutations;", mutations);
-    for (int i = 0; i <= SHMQ_SYSTEM; i++)
+    for (int i = 0; i <= SHMQ_PEER_DEAD; i++)
         if (last->statuses[i] > 0) printf(" %s: %" PRIu64, shmq_status_text(i), last->statuses[i]);
     printf("\n");
     /* The damage must have been felt, and must not have been all there was. */

@@ -56,7 +56,9 @@ static void stream_in(uint64_t random) {
     shmq_message kept[KEEP] = {{0}};
     for (uint64_t number = load_acquire(&notes->got) + 1;; number++) {
         shmq_message m;
-        OK(shmq_get(q, &m, SHMQ_FOREVER));
+        int status = shmq_get(q, &m, SHMQ_FOREVER);
+        if (status == SHMQ_PEER_DEAD) status = shmq_get(q, &m, SHMQ_FOREVER); /* told once: another comes */
+        OK(status);
         CHECK_EQ(message_number(m.data, m.bytes), number);
         store_release(&notes->got, number);
         store_release(&notes->alive, load_relaxed(&notes->alive) + 1);
