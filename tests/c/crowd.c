@@ -52,7 +52,8 @@ static void *produce(void *which) {
     uint64_t me = (uint64_t)(uintptr_t)which, seed = me + 1;
     shmq_queue *q = join();
     for (uint64_t i = 0; i < EACH; i++) {
-        if (crowd.deaths && below(&seed, 50) == 0) { /* dies with a slot in its hands, or a block, or both */
+        if (crowd.deaths &&
+            below(&seed, EACH / 40) == 0) { /* dies with a slot in its hands, or a block, or both */
             struct shmq_record r;
             shmq_block *b = NULL;
             OK(shmq_put_begin(q));
@@ -81,7 +82,8 @@ static void *consume(void *which) {
     shmq_queue *q = join();
     while (load_relaxed(&crowd.taken) < (uint64_t)crowd.producers * EACH) {
         uint64_t number;
-        if (crowd.deaths && below(&seed, 50) == 0) { /* dies with a message in its hands: another gets it */
+        if (crowd.deaths &&
+            below(&seed, EACH / 40) == 0) { /* dies with a message in its hands: another gets it */
             struct shmq_record r;
             const struct shmq_block_header *h;
             shmq_block *b = NULL;
