@@ -20,14 +20,16 @@
  * stretch it.  SHMQ_NO_WAIT tries once, SHMQ_FOREVER has no end.  A call that a signal interrupted
  * returns SHMQ_INTERRUPTED and has changed nothing (shmq_put_many: see *done): handle the signal, call again.
  *
- * Threads.  One thread at a time per handle and side (put side, get side); a queue has one producer
- * and one consumer anyway.  Other threads open handles of their own.  shmq_block_release may be called
- * from any thread.  (The Python package makes its handles safe for threads itself.)
+ * Kinds.  SHMQ_KIND_MPMC: any number of producers and consumers; the messages of one producer keep their
+ * order.  SHMQ_KIND_SPSC: one of each at a time.  shmq_open takes what is there.
  *
- * Processes.  The first put claims the producer's role, the first get the consumer's; a second live
- * holder is refused (SHMQ_ROLE_TAKEN).  The role of a dead process is taken over: nothing that was
- * published is lost, nothing half-written is seen.  After fork() the child's handle answers
- * SHMQ_FORKED; open a new one there.
+ * Threads.  One thread at a time per handle and side (put side, get side).  Other threads open handles of
+ * their own.  shmq_block_release may be called from any thread.  (The Python package makes its handles safe for threads itself.)
+ *
+ * Processes.  What a dead process left is repaired by whoever attaches, waits or takes over: nothing that was
+ * published is lost, nothing half-written is seen.  On an SPSC queue the first put claims the producer's role,
+ * the first get the consumer's; a second live holder is refused (SHMQ_ROLE_TAKEN).  After fork() the child's
+ * handle answers SHMQ_FORKED; open a new one there.
  *
  * Trust.  Who can write the segment (same user, mode 0600) can spoil its content; what is read from it
  * is checked before it is used as an index or length, so the answer is then SHMQ_CORRUPT or wrong data
