@@ -23,10 +23,11 @@
  *     tail, head late     -> moved on               anyone    whoever comes next moves it
  *     head beyond a READY -> moved back             who put it back; else whoever ends a repair pass, which any
  *                                                   waiting peer makes every 100 ms; or who comes a lap later
+ *     head moved back late   -> moved on, by laps  consumer  whoever comes next, see catch_up
  *
- * The table is total: five states, two hints, and each row's death has a name.  Only the owner leaves an owned
- * state, or the one reaper that holds the proof of its death (peers.c); a process that is merely stopped keeps
- * what it owns, and holds up strict order at that slot until it goes on.
+ * The table is total: five states, two hints that may stand too far back or (the head) ahead, and each row's death
+ * has a name.  Only the owner leaves an owned state, or the one reaper that holds the proof of its death (peers.c);
+ * a process that is merely stopped keeps what it owns, and holds up strict order at that slot until it goes on.
  *
  * How a message could come to lie behind the head, with nobody looking there: a reaper makes it READY again and
  * dies before it moves the head back; or a consumer sees the slot taken, sleeps, and moves the head on when the

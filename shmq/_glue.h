@@ -336,8 +336,9 @@ static int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, 
     return put_envelope(q, head, head_bytes, NULL, 0, (PyObject *)arrays);
 }
 
-/* Puts the leading bytes objects of list[start:], all published by one store (spsc), all with one wake-up.  Stops at one that is not bytes
- * or too long to lie in the ring, and where the ring is full.  Returns how many, or -status if none. */
+/* Puts the leading bytes objects of list[start:]: all published by one store (spsc), or a slot at a time (mpmc) with
+ * one wake-up.  Stops at one that is not bytes or too long to lie in the ring, and where the ring is full.  Returns
+ * how many, or -status if none. */
 static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start) {
     PyObject *list = (PyObject *)objects;
     Py_ssize_t n = PyList_Size(list), i = start;
@@ -539,8 +540,8 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
     return object;
 }
 
-/* Up to `max` messages of an spsc queue, appended to `list`; the in-line ones of a run are released by one store.  A block's record
- * must be at the head while it is leased (recover.c), so what came before it is released first. */
+/* Up to `max` messages of an spsc queue, appended to `list`; the in-line ones of a run are released by one store.
+ * A block's record must be at the head while it is leased (recover.c), so what came before it is released first. */
 static Py_ssize_t take_spsc_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
     Py_ssize_t done = 0, run = 0;
     uint64_t bytes = 0;

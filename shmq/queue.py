@@ -65,8 +65,10 @@ class Queue:
     producer's role, the first get the consumer's; ``RoleTaken`` while another live handle has it.
 
     The sizes count only where this call creates the segment (they are reserved at once):
-    ``ring_bytes`` holds the messages that wait, in-line ones whole, others as 16 bytes;
-    ``inline_bytes`` is the longest payload that lies in the ring (at most a quarter of it);
+    ``ring_bytes`` holds the messages that wait: on "spsc" in-line ones whole, others as 16 bytes; on "mpmc"
+    each one a slot of 32 bytes more than ``inline_bytes``, rounded up to 128;
+    ``inline_bytes`` is the longest payload that lies in the ring ("spsc": 8,192, at most a quarter of the
+    ring; "mpmc": 480, at most a slot of half of it);
     ``arena_bytes`` holds longer payloads and every array above 1 KiB, and is the largest message;
     ``max_peers`` is how many handles may be open at once (at most 4,095).
 
