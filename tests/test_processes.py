@@ -802,9 +802,9 @@ def test_a_get_that_can_never_succeed_says_so(make: Make, child: Fork) -> None:
     """Once for each death, when all that the dead had put is taken, and not where its end was orderly."""
     q = make()
     for _ in range(2):
+        before = q.stats().messages_put
         producer = child(lambda: [q.put_many([b"1", b"2", b"3"]), time.sleep(PATIENCE)])
         pid = producer.pid
-        before = q.stats().messages_put
         assert q.get(timeout=PATIENCE) == b"1"
         producer.kill()
         assert q.get_many(1) == [b"2"]
