@@ -798,7 +798,7 @@ def test_a_blocked_get_outlives_its_producer(make: Make, child: Fork) -> None:
 
 
 @ONE_OF_EACH
-def test_a_get_that_can_never_succeed_says_so(make: Make, child: Fork) -> None:
+def test_a_get_that_can_never_succeed_says_so(make: Make, child: Fork, poll: Callable[..., Any]) -> None:
     """Once for each death, when all that the dead had put is taken, and not where its end was orderly."""
     q = make()
     for _ in range(2):
@@ -806,6 +806,7 @@ def test_a_get_that_can_never_succeed_says_so(make: Make, child: Fork) -> None:
         producer = child(lambda: [q.put_many([b"1", b"2", b"3"]), time.sleep(PATIENCE)])
         pid = producer.pid
         assert q.get(timeout=PATIENCE) == b"1"
+        poll(lambda put=before + 3: q.stats().messages_put == put)
         producer.kill()
         assert q.get_many(1) == [b"2"]
         assert q.get() == b"3"
