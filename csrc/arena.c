@@ -12,6 +12,15 @@
  *                                                                     to INFLIGHT, else free
  *     CONT(h, g)          -> FREE                       owner of h    with h
  *
+ * A topic's block has many readers.  While it is INFLIGHT, its header says who holds it: the ring, and peers.
+ *
+ *     {ring, peers}       -> {ring, peers, me}          anyone        reaper lets go in its name
+ *     {.., me}            -> without me (or the ring)   me            the same
+ *     {me} alone          page word -> LEASED(me), free me            the same; LEASED(o) as above
+ *
+ * Nobody can come where the ring's hold is gone, so {me} stays {me} until it is freed: at every instruction a
+ * block is held by somebody who lives, or in whose name a reaper can act.
+ *
  * Claiming goes upwards from the first page, freeing downwards to it.  So at every instruction the CONTs of
  * a block are an unbroken run behind a first page that is not FREE, and "count CONT(h, g) behind h" finds
  * them all.  No length needs to be stored, hence none can be wrong.
@@ -168,6 +177,56 @@ int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, u
     return change(a, at, word, shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(seen), 0));
 }
 
+/* ---- shared blocks ---- */
+
+void shmq_arena_share(struct shmq_arena *a, uint32_t page, uint64_t word) {
+    store_relaxed(&a->headers[page].readers, /* relaxed: ours while LOANED; ordered by the slot's P1 */
+                  shmq_readers(shmq_word_generation(word), SHMQ_HELD_BY_RING));
+}
+
+int shmq_arena_hold(struct shmq_arena *a, uint64_t handle, uint32_t *page) {
+    uint32_t at = shmq_handle_page(handle);
+    if (at >= a->small.pages + a->large.pages) return SHMQ_CORRUPT;
+    shmq_a64 *readers = &a->headers[at].readers;
+    uint64_t mine = UINT64_C(1) << a->owner, seen = load_acquire(readers);
+    *page = at;
+    do {
+        if (shmq_readers_generation(seen) != shmq_handle_generation(handle) ||
+            (seen & SHMQ_HELD_BY_RING) == 0 || (seen & mine) != 0)
+            return SHMQ_EMPTY;
+        /* Progress: a CAS fails only because another reader came or left. */
+    } while (!cas_acq_rel(readers, &seen, seen | mine));
+    return SHMQ_OK;
+}
+
+bool shmq_arena_is_shared(const struct shmq_arena *a, uint64_t handle) {
+    uint32_t at = shmq_handle_page(handle);
+    if (at >= a->small.pages + a->large.pages) return false;
+    uint64_t seen = load_acquire(&a->headers[at].readers);
+    return shmq_readers_generation(seen) == shmq_handle_generation(handle) && (seen & SHMQ_HELD_BY_RING) != 0;
+}
+
+void shmq_arena_let_go(struct shmq_arena *a, uint32_t page, bool and_the_ring) {
+    shmq_a64 *readers = &a->headers[page].readers;
+    uint64_t mine = UINT64_C(1) << a->owner, seen = load_acquire(readers);
+    for (;;) {
+        uint64_t left = seen & ~(mine | (and_the_ring ? SHMQ_HELD_BY_RING : 0));
+        if ((seen & mine) == 0) return;
+        if ((left & SHMQ_HOLDERS_MASK) == 0) {
+            if ((seen & SHMQ_HELD_BY_RING) == 0) break; /* we alone, and nobody can come */
+            left = seen & ~SHMQ_HELD_BY_RING;
+            if (cas_acq_rel(readers, &seen, left)) break; /* death from here on: {dead} alone, see above */
+        } else if (cas_acq_rel(readers, &seen, left)) {
+            return; /* release: what we read of the block came before its next life */
+        }
+    }
+    uint64_t word = load_acquire(&a->words[page]);
+    if (shmq_word_state(word) != SHMQ_PAGE_INFLIGHT) return; /* garbage */
+    if (change(a, page, &word, shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(word), 0)) ==
+        SHMQ_OK)
+        (void)shmq_arena_free(a, page, word);
+}
+
 int shmq_arena_free(struct shmq_arena *a, uint32_t page, uint64_t word) {
     uint64_t cont = shmq_word(SHMQ_PAGE_CONT, 0, shmq_word_generation(word), page);
     uint64_t freed = shmq_word(SHMQ_PAGE_FREE, 0, shmq_word_generation(word), 0);
@@ -180,6 +239,13 @@ int shmq_arena_free(struct shmq_arena *a, uint32_t page, uint64_t word) {
 }
 
 /* ---- counting ---- */
+
+/* Is this peer one of the readers of the block whose first page's word is `word`? */
+static bool holds(const struct shmq_arena *a, uint32_t page, uint64_t word, uint32_t owner) {
+    uint64_t readers = load_acquire(&a->headers[page].readers);
+    return owner < SHMQ_TOPIC_PEERS && shmq_readers_generation(readers) == shmq_word_generation(word) &&
+           (readers >> owner & 1) != 0;
+}
 
 void shmq_arena_count(const struct shmq_arena *a, shmq_stats *stats) {
     const struct shmq_tier *tiers[2] = {&a->small, &a->large};
@@ -202,7 +268,8 @@ uint64_t shmq_arena_held_bytes(const struct shmq_arena *a, uint32_t owner) {
     for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
         uint64_t w = load_relaxed(&a->words[page]);
         uint32_t state = shmq_word_state(w);
-        if ((state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner)
+        bool held = (state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner;
+        if (held || (state == SHMQ_PAGE_INFLIGHT && holds(a, page, w, owner)))
             bytes +=
                 (1 + (uint64_t)run_behind(a, page, shmq_word_generation(w))) * tier_of(a, page)->page_bytes;
     }
@@ -248,6 +315,16 @@ void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uin
         shmq_word(SHMQ_PAGE_INFLIGHT, dead, shmq_word_generation(w), shmq_cursor_argument(position)) |
         SHMQ_WORD_COMMITTED;
     (void)cas_acq_rel(&a->words[page], &w, again);
+}
+
+void shmq_arena_recover_readers(struct shmq_arena *a, uint32_t dead) {
+    struct shmq_arena hands = *a;
+    hands.owner = dead;
+    for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
+        uint64_t w = load_acquire(&a->words[page]);
+        if (shmq_word_state(w) == SHMQ_PAGE_INFLIGHT && holds(a, page, w, dead))
+            shmq_arena_let_go(&hands, page, false);
+    }
 }
 
 void shmq_arena_recover(struct shmq_arena *a, uint32_t dead, shmq_published_fn *published, const void *ring) {

@@ -28,6 +28,9 @@ static inline uint64_t load_relaxed(const shmq_a64 *p) {
 static inline uint64_t load_acquire(const shmq_a64 *p) {
     return atomic_load_explicit(p, memory_order_acquire);
 }
+static inline uint64_t load_seq_cst(const shmq_a64 *p) {
+    return atomic_load_explicit(p, memory_order_seq_cst);
+}
 static inline void store_relaxed(shmq_a64 *p, uint64_t v) {
     atomic_store_explicit(p, v, memory_order_relaxed);
 }
@@ -38,6 +41,10 @@ static inline void store_release(shmq_a64 *p, uint64_t v) {
 static inline bool cas_acq_rel(shmq_a64 *p, uint64_t *expected, uint64_t desired) {
     return atomic_compare_exchange_strong_explicit(p, expected, desired, memory_order_acq_rel,
                                                    memory_order_acquire);
+}
+
+static inline uint64_t add_seq_cst(shmq_a64 *p, uint64_t v) {
+    return atomic_fetch_add_explicit(p, v, memory_order_seq_cst);
 }
 
 static inline uint32_t load32_relaxed(const shmq_a32 *p) {
@@ -51,6 +58,10 @@ static inline void store32_relaxed(shmq_a32 *p, uint32_t v) {
 }
 static inline void store32_release(shmq_a32 *p, uint32_t v) {
     atomic_store_explicit(p, v, memory_order_release);
+}
+static inline bool cas32_acq_rel(shmq_a32 *p, uint32_t *expected, uint32_t desired) {
+    return atomic_compare_exchange_strong_explicit(p, expected, desired, memory_order_acq_rel,
+                                                   memory_order_acquire);
 }
 static inline uint32_t exchange32_seq_cst(shmq_a32 *p, uint32_t v) {
     return atomic_exchange_explicit(p, v, memory_order_seq_cst);
@@ -69,6 +80,10 @@ static inline uint32_t sub32_acq_rel(shmq_a32 *p, uint32_t v) {
 static inline void compiler_barrier(void) { atomic_signal_fence(memory_order_seq_cst); }
 /* The full fence, for processes that the kernel's membarrier cannot reach. */
 static inline void full_fence(void) { atomic_thread_fence(memory_order_seq_cst); }
+/* The two halves of a seqlock: what follows stays behind the word that says "being written", and what came before
+ * was read before the word is read again.  No instruction on x86. */
+static inline void release_fence(void) { atomic_thread_fence(memory_order_release); }
+static inline void acquire_fence(void) { atomic_thread_fence(memory_order_acquire); }
 
 /* Tells the CPU that this is a spin loop.  A hint: an empty body is correct. */
 static inline void cpu_relax(void) {

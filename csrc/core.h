@@ -3,8 +3,9 @@
  *     look.c      read-only snapshots
  *     shmq.c      handles, argument checks, try + wake, try + wait
  *     recover.c   the order of repair
- *     ring.c      a ring of either kind
- *     spsc.c | mpmc.c | arena.c      the structures; none knows another, none waits
+ *     ring.c      a ring of any kind
+ *     share.c     the blocks of a topic
+ *     spsc.c | mpmc.c | topic.c | arena.c      the structures; none knows another, none waits
  *     peers.c     who is attached, who is alive
  *     wait.c      eventcount, futex, deadlines
  *     segment.c   geometry, map, ready-last handshake
@@ -19,9 +20,13 @@
 
 #include "layout.h"
 #include "shmq.h"
+#include "slots.h"
 
 #define SHMQ_LIKELY(x) __builtin_expect(!!(x), 1)
 #define SHMQ_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* A status that never leaves the core: something was in the way, and is not any more. */
+#define SHMQ_LOOK_AGAIN (-1)
 
 /* ---- segment.c ---- */
 
@@ -31,7 +36,7 @@ struct shmq_segment {
     struct shmq_control *control;
     struct shmq_peer *peers;
     struct shmq_geometry geometry;
-    uint32_t kind;
+    uint32_t kind, policy;
     int fd; /* ours; may have been closed behind our back, see shmq_segment_reopen */
     dev_t dev;
     ino_t ino;
@@ -159,51 +164,103 @@ uint64_t shmq_spsc_messages(const struct shmq_cursor_line *line);
 
 /* ---- mpmc.c ---- */
 
-struct shmq_mpmc {
-    uint8_t *slots;
-    uint64_t mask; /* slots - 1 */
-    uint32_t shift;
-    uint32_t slot_bytes;
-    uint32_t inline_bytes;
-    uint32_t owner; /* ours */
-    struct shmq_cursor_line *tail, *head;
-};
-
 /* One side's private state: the slot that it owns between reserve and commit, or peek and release. */
 struct shmq_mpmc_side {
     uint64_t position;
     uint64_t tombs; /* that this consumer has cleared away: room for producers */
 };
 
-void shmq_mpmc_init(struct shmq_mpmc *ring, uint64_t first_cursor);
-int shmq_mpmc_valid(const struct shmq_mpmc *ring);
-int shmq_mpmc_try_reserve(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer, uint32_t bytes,
+void shmq_mpmc_init(struct shmq_slots *ring, uint64_t first_cursor);
+int shmq_mpmc_valid(const struct shmq_slots *ring);
+int shmq_mpmc_try_reserve(const struct shmq_slots *ring, struct shmq_mpmc_side *producer, uint32_t bytes,
                           uint16_t codec, uint16_t flags, struct shmq_record *record);
-void shmq_mpmc_commit(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer);
-void shmq_mpmc_abort(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer);
-int shmq_mpmc_try_peek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer,
+void shmq_mpmc_commit(const struct shmq_slots *ring, struct shmq_mpmc_side *producer);
+void shmq_mpmc_abort(const struct shmq_slots *ring, struct shmq_mpmc_side *producer);
+int shmq_mpmc_try_peek(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer,
                        struct shmq_record *record);
-void shmq_mpmc_release(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer);
-void shmq_mpmc_unpeek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer);
+void shmq_mpmc_release(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer);
+void shmq_mpmc_unpeek(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer);
 /* Hints for waits: does another try make sense? */
-bool shmq_mpmc_room(const struct shmq_mpmc *ring);
-bool shmq_mpmc_unread(const struct shmq_mpmc *ring);
-bool shmq_mpmc_roomy(const struct shmq_mpmc *ring); /* a quarter of the ring is free */
+bool shmq_mpmc_room(const struct shmq_slots *ring);
+bool shmq_mpmc_unread(const struct shmq_slots *ring);
+bool shmq_mpmc_roomy(const struct shmq_slots *ring); /* a quarter of the ring is free */
 /* No message waits, and none is being written at the head. */
-bool shmq_mpmc_drained(const struct shmq_mpmc *ring);
-int shmq_mpmc_look(const struct shmq_mpmc *ring, uint32_t index, struct shmq_record *record);
-uint64_t shmq_mpmc_claimed(const struct shmq_mpmc *ring);
+bool shmq_mpmc_drained(const struct shmq_slots *ring);
+int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_record *record);
+uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring);
 /* Who owns the slot at the tail, or head, or -1. */
-int32_t shmq_mpmc_in_the_way(const struct shmq_mpmc *ring, bool of_producers);
+int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers);
 /* The first slot, from index `from` on, that a dead consumer was reading; UINT64_MAX: none. */
-uint64_t shmq_mpmc_next_read_by(const struct shmq_mpmc *ring, uint32_t dead, uint64_t from,
+uint64_t shmq_mpmc_next_read_by(const struct shmq_slots *ring, uint32_t dead, uint64_t from,
                                 struct shmq_record *record);
 /* Takes every slot out of the dead owner's hands. */
-void shmq_mpmc_recover(const struct shmq_mpmc *ring, uint32_t dead);
+void shmq_mpmc_recover(const struct shmq_slots *ring, uint32_t dead);
 /* Ends every repair pass: no message is left behind the head. */
-void shmq_mpmc_settle(const struct shmq_mpmc *ring);
+void shmq_mpmc_settle(const struct shmq_slots *ring);
 /* Is there a message at the position of a page word's argument that names this block? */
-bool shmq_mpmc_published(const struct shmq_mpmc *ring, uint64_t argument, uint64_t handle);
+bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint64_t handle);
+
+/* ---- topic.c ---- */
+
+struct shmq_topic {
+    struct shmq_slots slots; /* head: how far blocks were given up, a hint */
+    struct shmq_roles *roles;
+    struct shmq_peer *peers;
+    uint64_t first; /* where the tail began */
+    uint32_t peer_count;
+    uint32_t policy;
+    uint32_t history;
+};
+
+/* A publisher's, or a subscriber's, private state. */
+struct shmq_topic_side {
+    uint8_t *buffer;      /* inline_bytes: a payload on its way in or out */
+    uint64_t position;    /* publisher: of the slot that it owns, or (SHMQ_LOOK_AGAIN) would like to */
+    uint64_t header;      /* ... what it is going to be */
+    bool cleared;         /* ... and the message that was there holds no block any more */
+    uint64_t gate;        /* publisher: no subscriber was behind this */
+    uint64_t joins;       /* ... when it had this value */
+    uint64_t cursor;      /* subscriber: its next message */
+    uint64_t joined;      /* ... where it joined; what came before is history */
+    uint64_t missed;      /* ... and how many it did not get since */
+    uint64_t passed_over; /* ... and moved past without reading: room for publishers */
+};
+
+int shmq_topic_valid(const struct shmq_topic *topic);
+/* SHMQ_LOOK_AGAIN: the message that the slot still has holds a block, see shmq_share_clear. */
+int shmq_topic_try_reserve(const struct shmq_topic *topic, struct shmq_topic_side *publisher, uint32_t bytes,
+                           uint16_t codec, uint16_t flags, struct shmq_record *record);
+void shmq_topic_commit(const struct shmq_topic *topic, struct shmq_topic_side *publisher);
+void shmq_topic_abort(const struct shmq_topic *topic, struct shmq_topic_side *publisher);
+bool shmq_topic_room(const struct shmq_topic *topic);
+bool shmq_topic_roomy(const struct shmq_topic *topic);
+void shmq_topic_subscribe(const struct shmq_topic *topic, struct shmq_topic_side *subscriber, uint64_t epoch,
+                          uint32_t history);
+void shmq_topic_unsubscribe(const struct shmq_topic *topic, uint32_t peer);
+/* Its payload is a copy, in the subscriber's buffer. */
+int shmq_topic_try_peek(const struct shmq_topic *topic, struct shmq_topic_side *subscriber,
+                        struct shmq_record *record);
+void shmq_topic_release(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
+void shmq_topic_skip(const struct shmq_topic *topic,
+                     struct shmq_topic_side *subscriber); /* it is gone: missed */
+bool shmq_topic_unread(const struct shmq_topic *topic, uint64_t cursor);
+bool shmq_topic_drained(const struct shmq_topic *topic, const struct shmq_topic_side *subscriber);
+/* Does the message at `position` lie in a block? */
+bool shmq_topic_names(const struct shmq_topic *topic, uint64_t position, uint64_t *handle);
+uint64_t shmq_topic_position_of(const struct shmq_topic *topic, uint64_t argument); /* of a page word */
+/* The oldest position that a subscriber, or (if asked) the history, still needs. */
+uint64_t shmq_topic_needed_from(const struct shmq_topic *topic, bool by_history);
+/* The next message before `end` that lies in a block, from the head on, which moves past it. */
+bool shmq_topic_next_spent(const struct shmq_topic *topic, uint64_t end, uint64_t *position);
+/* Ends the subscriptions that are more than `behind` behind `tail`. */
+bool shmq_topic_evict(const struct shmq_topic *topic, uint64_t tail, uint64_t behind);
+/* How far the slowest subscriber is behind the tail, and who that is, or 0 and -1. */
+uint64_t shmq_topic_lag(const struct shmq_topic *topic, int32_t *who);
+uint64_t shmq_topic_lag_of(const struct shmq_topic *topic, uint32_t peer);
+uint32_t shmq_topic_state_of(const struct shmq_topic *topic, uint32_t peer); /* enum shmq_subscribed */
+int shmq_topic_look(const struct shmq_topic *topic, uint32_t index, struct shmq_record *record);
+int32_t shmq_topic_in_the_way(const struct shmq_topic *topic);
+void shmq_topic_recover(const struct shmq_topic *topic, uint32_t dead);
 
 /* ---- arena.c ---- */
 
@@ -230,6 +287,15 @@ int shmq_arena_lease(struct shmq_arena *arena, uint64_t handle, uint64_t positio
                      uint64_t *word);
 /* Frees the whole block whose first page's word is `word`. */
 int shmq_arena_free(struct shmq_arena *arena, uint32_t page, uint64_t word);
+/* Shared blocks, see share.c.  The ring holds it from here on: before shmq_arena_send. */
+void shmq_arena_share(struct shmq_arena *arena, uint32_t page, uint64_t word);
+/* Takes a hold of our own; SHMQ_EMPTY where the ring has none, or we have one.  Then look whether the message still
+ * names the block; if not, let go. */
+int shmq_arena_hold(struct shmq_arena *arena, uint64_t handle, uint32_t *page);
+/* Ends our hold, and the ring's too if told; frees the block where nobody is left. */
+void shmq_arena_let_go(struct shmq_arena *arena, uint32_t page, bool and_the_ring);
+bool shmq_arena_is_shared(const struct shmq_arena *arena, uint64_t handle); /* the ring holds it */
+void shmq_arena_recover_readers(struct shmq_arena *arena, uint32_t dead);
 uint8_t *shmq_arena_data(const struct shmq_arena *arena, uint32_t page);
 uint64_t shmq_arena_largest(const struct shmq_arena *arena);
 int shmq_arena_valid(const struct shmq_arena *arena);
@@ -244,23 +310,45 @@ typedef bool shmq_published_fn(const void *ring, uint64_t argument, uint64_t han
 void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, shmq_published_fn *published,
                         const void *ring);
 
+/* ---- share.c ---- */
+
+/* Before a publisher claims the slot that it was told of by SHMQ_LOOK_AGAIN. */
+void shmq_share_clear(const struct shmq_topic *topic, struct shmq_topic_side *publisher,
+                      struct shmq_arena *arena);
+/* After each message: what has left the history. */
+void shmq_share_expire(const struct shmq_topic *topic, const struct shmq_topic_side *publisher,
+                       struct shmq_arena *arena);
+/* Gives up blocks that nobody needs any more.  True if there were any. */
+bool shmq_share_trim(const struct shmq_topic *topic, struct shmq_arena *arena);
+/* For want of memory: gives up one block, or evicts, as the policy has it.  False: nothing can be done. */
+bool shmq_share_reclaim(const struct shmq_topic *topic, struct shmq_arena *arena);
+/* SHMQ_LOOK_AGAIN: the message is gone. */
+int shmq_share_lease(const struct shmq_topic *topic, struct shmq_arena *arena, uint64_t handle,
+                     uint64_t position, uint32_t *page, uint64_t *word);
+void shmq_share_release(const struct shmq_topic *topic, struct shmq_arena *arena, uint32_t page,
+                        uint64_t word);
+void shmq_share_recover(const struct shmq_topic *topic, struct shmq_arena *arena, uint32_t dead);
+
 /* ---- ring.c ---- */
 
 struct shmq_ring {
-    bool is_mpmc;
+    bool is_spsc, is_topic; /* neither: mpmc */
     uint32_t inline_bytes;
     uint64_t first_cursor;
     struct shmq_spsc spsc;
-    struct shmq_mpmc mpmc;
+    struct shmq_slots mpmc;
+    struct shmq_topic topic;
 };
 
 struct shmq_ring_side {
     struct shmq_spsc_side spsc;
     struct shmq_mpmc_side mpmc;
+    struct shmq_topic_side topic;
 };
 
 void shmq_ring_bind(struct shmq_ring *ring, const struct shmq_segment *segment);
 void shmq_ring_init(struct shmq_ring *ring);
+void shmq_ring_join(struct shmq_ring *ring, uint32_t owner); /* our index, once we have it */
 int shmq_ring_valid(const struct shmq_ring *ring);
 int shmq_ring_try_reserve(const struct shmq_ring *ring, struct shmq_ring_side *producer, uint32_t bytes,
                           uint16_t codec, uint16_t flags, struct shmq_record *record);
@@ -272,10 +360,12 @@ int shmq_ring_try_peek(const struct shmq_ring *ring, struct shmq_ring_side *cons
 void shmq_ring_release(const struct shmq_ring *ring, struct shmq_ring_side *consumer);
 void shmq_ring_unpeek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
                       const struct shmq_spsc_side *before);
+/* Where the consumer, or the producer of an spsc ring, stands: for waits, see shmq_spsc_room. */
+uint64_t shmq_ring_cursor(const struct shmq_ring *ring, const struct shmq_ring_side *side);
 bool shmq_ring_room(const struct shmq_ring *ring, uint64_t cursor, uint32_t bytes);
 bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor);
 bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor);
-bool shmq_ring_drained(const struct shmq_ring *ring);
+bool shmq_ring_drained(const struct shmq_ring *ring, const struct shmq_ring_side *consumer);
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
 void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */
 
@@ -309,7 +399,12 @@ struct shmq_queue {
     shmq_a64 told_of;     /* role word of a dead producer that shmq_wait_get has reported */
     shmq_a32 held;        /* blocks that are ours: loans and leases */
     uint8_t *inline_copy; /* shmq_get's buffer for in-line payloads */
+    uint8_t *buffers;     /* topic: both sides' */
+    shmq_a64 looked_ns;   /* when shmq_look_around last looked */
 };
+
+bool shmq_prepare(shmq_queue *q);   /* memory of its own */
+void shmq_settle_in(shmq_queue *q); /* once it has its index */
 
 void shmq_hold_struct(shmq_queue *q); /* keeps the struct, not the mapping */
 void shmq_release_struct(shmq_queue *q);
@@ -321,6 +416,9 @@ int shmq_get_begin(shmq_queue *q);
 /* After SHMQ_NOT_READY from one of these: waits up to 200 ms for the repair of a dead holder; SHMQ_ROLE_TAKEN
  * where it does not come. */
 int shmq_settle_roles(shmq_queue *q);
+/* shmq_ring_try_reserve, and what has to be given up before. */
+int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t flags,
+                     struct shmq_record *record);
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                         const void *data, uint32_t bytes);
 int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);
@@ -331,6 +429,7 @@ void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes);   /* wakes
 /* Ends the hold on the pages, not the right to look at the memory. */
 void shmq_block_give_back(shmq_block *block);
 int shmq_try_next(shmq_queue *q, struct shmq_record *record); /* peeks; in-line or block */
+/* SHMQ_LOOK_AGAIN: the message is gone, look at the next one (topic). */
 int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
                    const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
@@ -339,6 +438,9 @@ void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases w
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
+/* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth
+ * while. */
+bool shmq_look_around(shmq_queue *q);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
 void shmq_pin(shmq_queue *q);
 void shmq_unpin(shmq_queue *q);

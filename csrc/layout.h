@@ -47,6 +47,7 @@
 #define SHMQ_MAX_PEERS 4095u      /* an owner has 12 bits */
 #define SHMQ_MAX_PAGES (1u << 24) /* a page index in a handle has 24 bits */
 #define SHMQ_META_BYTES 96u
+#define SHMQ_TOPIC_PEERS 51u /* one bit for each in a block's `readers` */
 
 /* ---- header: immutable once magic is set ------------------------------------------------- */
 
@@ -61,14 +62,14 @@ struct shmq_geometry {
     uint32_t inline_bytes; /* longest payload that may lie in a record or slot */
     uint32_t small_pages, large_pages;
     uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
-    uint32_t history;        /* topic: messages that a late subscriber still gets */
+    uint32_t history;        /* topic: messages that are kept for late subscribers */
 };
 
 struct shmq_header {
     shmq_a64 magic;       /* stored last, release; load acquire before anything else is read */
     uint64_t fingerprint; /* SHMQ_FINGERPRINT of the creator's build */
     uint32_t kind;        /* enum shmq_kind, see shmq.h */
-    uint32_t flags;       /* delivery, policy, priority bits; 0 at this ABI's start */
+    uint32_t flags;       /* topic: enum shmq_policy; else 0 */
     uint8_t uuid[16];     /* this segment and no other of the same name */
     uint64_t created_unix_ns;
     uint32_t creator_pid; /* for people only */
@@ -105,7 +106,9 @@ struct shmq_roles {
     shmq_a32 lost_pid;
     shmq_a64 lost_messages;
     shmq_a64 lost_producer;
-    uint8_t unused[SHMQ_LINE - 40];
+    shmq_a64 joins;           /* topic: subscriptions so far; publishers look whether it has changed */
+    shmq_a32 subscribers_end; /* topic: no peer from here on has ever subscribed; only ever grows */
+    uint8_t unused[SHMQ_LINE - 52];
 };
 
 enum shmq_lifecycle { SHMQ_RUNNING = 0, SHMQ_DRAINING = 1, SHMQ_STOPPED = 2 };
@@ -124,6 +127,8 @@ struct shmq_control {
 /* word = state:8 | epoch:56.  FREE -> LIVE by whoever holds the slot's byte lock; LIVE -> FREE(epoch+1)
  * by the owner on detach or by the one reaper, after a completed scan. */
 enum shmq_role { SHMQ_ROLE_PRODUCER = 1, SHMQ_ROLE_CONSUMER = 2 };
+
+enum shmq_subscribed { SHMQ_NOT_SUBSCRIBED = 0, SHMQ_SUBSCRIBED = 1, SHMQ_WAS_EVICTED = 2 };
 
 enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
 
@@ -146,9 +151,9 @@ struct shmq_peer {
     shmq_a64 parks, wakes, reaps;
     uint8_t unused2[SHMQ_LINE - 56];
 
-    shmq_a64 topic_cursor; /* topic: this subscriber's next message */
-    shmq_a64 topic_missed;
-    shmq_a64 topic_bit; /* index of its bit in the block's readers mask, plus 1; 0: none */
+    shmq_a64 topic_cursor; /* topic: this subscriber's next message; by the owner */
+    shmq_a64 topic_missed; /* by the owner */
+    shmq_a64 subscription; /* enum shmq_subscribed | epoch << 8; by the owner; a publisher evicts by CAS */
     uint8_t unused3[SHMQ_LINE - 24];
 
     shmq_a64 events_written; /* flight recorder: a ring of the last operations */
@@ -172,7 +177,7 @@ static inline uint64_t shmq_record_pack(uint32_t bytes, uint16_t codec, uint16_t
 
 /* ---- ring: mpmc and topic slots ------------------------------------------------------------ */
 
-/* word = state:3 | owner:12 | lap:49, see mpmc.c.  Laps wrap. */
+/* word = state:3 | owner:12 | lap:49, see mpmc.c and topic.c.  Laps wrap. */
 enum shmq_slot_state {
     SHMQ_SLOT_FREE = 0,
     SHMQ_SLOT_WRITING = 1,
@@ -210,6 +215,7 @@ struct shmq_slot {
  *   LOANED     owner writes into it                   owner dead: free
  *   INFLIGHT   argument = cursor of the record that   owner dead and no committed record at that
  *              names it (>> 3, low 36 bits)           cursor: free
+ *              topic: shared, see readers             the same, while the ring holds it
  *   LEASED     owner reads it                         owner dead: free, or INFLIGHT again if its
  *                                                     record is still at the head
  *   RETURNED   nobody's, but holds a message          swept back into the ring (mpmc)
@@ -258,6 +264,16 @@ static inline uint64_t shmq_role_word(uint32_t owner, uint64_t epoch) {
 }
 static inline uint32_t shmq_role_owner(uint64_t w) { return (uint32_t)(w & 0xffffu) - 1u; }
 
+/* Who holds a topic's block while its word says INFLIGHT: generation:12 | ring:1 | a bit for each peer:51.  Only
+ * who holds a block can hand it on: a peer sets its own bit only where the ring's is set, and never again after
+ * the ring's was cleared.  The last to hold it makes the page word LEASED by itself, and frees the block. */
+#define SHMQ_HELD_BY_RING (UINT64_C(1) << 51)
+#define SHMQ_HOLDERS_MASK ((UINT64_C(1) << 52) - 1)
+static inline uint64_t shmq_readers(uint32_t generation, uint64_t holders) {
+    return (uint64_t)(generation & 0xfffu) << 52 | holders;
+}
+static inline uint32_t shmq_readers_generation(uint64_t readers) { return (uint32_t)(readers >> 52); }
+
 /* Written by the owner of the block while it is LOANED, read by whoever holds it LEASED. */
 struct shmq_block_header {
     uint64_t payload_bytes;
@@ -266,7 +282,7 @@ struct shmq_block_header {
     uint32_t meta_bytes;           /* <= SHMQ_META_BYTES */
     uint32_t deliveries;           /* at_least_once */
     uint32_t producer;             /* owner that wrote it, for people */
-    shmq_a64 readers;              /* topic: one bit per subscriber that may still read */
+    shmq_a64 readers;              /* topic: who holds the block, see shmq_readers */
     uint8_t meta[SHMQ_META_BYTES]; /* the codec's own header, e.g. struct shmq_tensor */
 };
 

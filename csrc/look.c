@@ -64,10 +64,15 @@ int shmq_get_peers(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32
         o->wakes = load_relaxed(&p->wakes);
         o->held_bytes = shmq_arena_held_bytes(&q->arena, i);
         o->alive = !q->observer && i == q->me.index ? 1 : shmq_peers_alive(&q->segment, i);
-        uint32_t roles = q->ring.is_mpmc ? load32_relaxed(&p->roles) : 0;
+        uint32_t roles = q->ring.is_spsc ? 0 : load32_relaxed(&p->roles);
         o->is_producer = producer == (int32_t)i || (roles & SHMQ_ROLE_PRODUCER) != 0;
         o->is_consumer = consumer == (int32_t)i || (roles & SHMQ_ROLE_CONSUMER) != 0;
         memcpy(o->comm, p->comm, sizeof o->comm - 1);
+        if (!q->ring.is_topic) continue;
+        uint32_t subscribed = shmq_topic_state_of(&q->ring.topic, i);
+        o->evicted = subscribed == SHMQ_WAS_EVICTED;
+        o->lag = subscribed == SHMQ_SUBSCRIBED ? shmq_topic_lag_of(&q->ring.topic, i) : 0;
+        o->missed = load_relaxed(&p->topic_missed);
     }
     return SHMQ_OK;
 }

@@ -41,39 +41,19 @@
 
 #include "core.h"
 
-static struct shmq_slot *slot_at(const struct shmq_mpmc *ring, uint64_t position) {
-    return (struct shmq_slot *)(void *)(ring->slots + (position & ring->mask) * ring->slot_bytes);
-}
-static uint64_t lap_of(const struct shmq_mpmc *ring, uint64_t position) {
-    return (position >> ring->shift) & SHMQ_LAP_MASK;
-}
-static uint64_t word_for(const struct shmq_mpmc *ring, uint32_t state, uint32_t owner, uint64_t position) {
-    return shmq_slot_word(state, owner, lap_of(ring, position));
-}
-/* How many laps `word` is ahead of `position`.  Laps wrap: the difference of 49 bits, with its sign. */
-static int64_t laps_ahead(const struct shmq_mpmc *ring, uint64_t word, uint64_t position) {
-    uint64_t apart = (shmq_slot_lap(word) - lap_of(ring, position)) << (64 - SHMQ_LAP_BITS);
-    return (int64_t)apart / ((int64_t)1 << (64 - SHMQ_LAP_BITS));
-}
-
-void shmq_mpmc_init(struct shmq_mpmc *ring, uint64_t first_cursor) {
+void shmq_mpmc_init(struct shmq_slots *ring, uint64_t first_cursor) {
     for (uint64_t i = 0; i <= ring->mask; i++) {
         uint64_t position = first_cursor + ((i - first_cursor) & ring->mask); /* the first with this slot */
-        store_relaxed(&slot_at(ring, i)->word, word_for(ring, SHMQ_SLOT_FREE, 0, position));
+        store_relaxed(&shmq_slot_at(ring, i)->word, shmq_word_for(ring, SHMQ_SLOT_FREE, 0, position));
     }
     store_relaxed(&ring->tail->cursor, first_cursor);
     store_relaxed(&ring->head->cursor, first_cursor);
 }
 
-/* Fails where somebody else moved it: then it is not late any more. */
-static void move_on(struct shmq_cursor_line *hint, uint64_t position) {
-    (void)cas_acq_rel(&hint->cursor, &position, position + 1);
-}
-
 /* The head stands `ahead` laps behind its slot's word: that position was taken and given back.  More than one lap
  * where somebody looked, was stopped, and moved the head back to a message that others have long taken (move_back).
  * Then it jumps, but not beyond the oldest message that can still wait: the slots hold one lap. */
-static void catch_up(const struct shmq_mpmc *ring, uint64_t at, uint64_t ahead) {
+static void catch_up(const struct shmq_slots *ring, uint64_t at, uint64_t ahead) {
     uint64_t to = at + 1 + (ahead > 2 ? (ahead - 2) * (ring->mask + 1) : 0);
     (void)cas_acq_rel(&ring->head->cursor, &at, to);
 }
@@ -86,19 +66,19 @@ static void move_back(struct shmq_cursor_line *head, uint64_t position) {
 
 /* ---- producer ---- */
 
-int shmq_mpmc_try_reserve(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer, uint32_t bytes,
+int shmq_mpmc_try_reserve(const struct shmq_slots *ring, struct shmq_mpmc_side *producer, uint32_t bytes,
                           uint16_t codec, uint16_t flags, struct shmq_record *record) {
     for (;;) {
         uint64_t at = load_acquire(&ring->tail->cursor);
-        struct shmq_slot *slot = slot_at(ring, at);
+        struct shmq_slot *slot = shmq_slot_at(ring, at);
         uint64_t word = load_acquire(&slot->word); /* F2 <- F1: the last reader is done */
-        int64_t ahead = laps_ahead(ring, word, at);
+        int64_t ahead = shmq_laps_ahead(ring, word, at);
         if (SHMQ_LIKELY(ahead == 0 && shmq_slot_state(word) == SHMQ_SLOT_FREE)) {
             /* A failed CAS: another producer has it, and the word will say so. */
-            if (SHMQ_UNLIKELY(
-                    !cas_acq_rel(&slot->word, &word, word_for(ring, SHMQ_SLOT_WRITING, ring->owner, at))))
+            if (SHMQ_UNLIKELY(!cas_acq_rel(&slot->word, &word,
+                                           shmq_word_for(ring, SHMQ_SLOT_WRITING, ring->owner, at))))
                 continue;
-            move_on(ring->tail, at); /* death before it: the next producer does it */
+            shmq_move_on(ring->tail, at); /* death before it: the next producer does it */
             producer->position = at;
             store32_relaxed(&slot->producer, ring->owner); /* all three ordered by P1 */
             store32_relaxed(&slot->deliveries, 0);
@@ -113,35 +93,35 @@ int shmq_mpmc_try_reserve(const struct shmq_mpmc *ring, struct shmq_mpmc_side *p
         }
         if (ahead < 0) return ahead == -1 ? SHMQ_FULL : SHMQ_CORRUPT;
         if (ahead > 1 && load_acquire(&ring->tail->cursor) == at) return SHMQ_CORRUPT;
-        move_on(ring->tail, at); /* claimed by another, who has not moved the tail yet */
+        shmq_move_on(ring->tail, at); /* claimed by another, who has not moved the tail yet */
     }
 }
 
 /* The message is there from this store on.  Plain, because only the owner leaves WRITING. */
-void shmq_mpmc_commit(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer) {
-    store_release(&slot_at(ring, producer->position)->word, /* P1 -> C1 */
-                  word_for(ring, SHMQ_SLOT_READY, 0, producer->position));
+void shmq_mpmc_commit(const struct shmq_slots *ring, struct shmq_mpmc_side *producer) {
+    store_release(&shmq_slot_at(ring, producer->position)->word, /* P1 -> C1 */
+                  shmq_word_for(ring, SHMQ_SLOT_READY, 0, producer->position));
 }
 
 /* The position is spent: who was behind may have claimed the next one already. */
-void shmq_mpmc_abort(const struct shmq_mpmc *ring, struct shmq_mpmc_side *producer) {
-    store_release(&slot_at(ring, producer->position)->word,
-                  word_for(ring, SHMQ_SLOT_TOMB, 0, producer->position));
+void shmq_mpmc_abort(const struct shmq_slots *ring, struct shmq_mpmc_side *producer) {
+    store_release(&shmq_slot_at(ring, producer->position)->word,
+                  shmq_word_for(ring, SHMQ_SLOT_TOMB, 0, producer->position));
 }
 
-bool shmq_mpmc_room(const struct shmq_mpmc *ring) {
+bool shmq_mpmc_room(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->tail->cursor);
-    return laps_ahead(ring, load_acquire(&slot_at(ring, at)->word), at) >= 0;
+    return shmq_laps_ahead(ring, load_acquire(&shmq_slot_at(ring, at)->word), at) >= 0;
 }
 
-bool shmq_mpmc_roomy(const struct shmq_mpmc *ring) {
+bool shmq_mpmc_roomy(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->tail->cursor) + ring->mask / 4;
-    return laps_ahead(ring, load_acquire(&slot_at(ring, at)->word), at) >= 0;
+    return shmq_laps_ahead(ring, load_acquire(&shmq_slot_at(ring, at)->word), at) >= 0;
 }
 
 /* ---- consumer ---- */
 
-static int decode_slot(const struct shmq_mpmc *ring, struct shmq_slot *slot, uint64_t position,
+static int decode_slot(const struct shmq_slots *ring, struct shmq_slot *slot, uint64_t position,
                        struct shmq_record *record) {
     uint64_t header = load_relaxed(&slot->record); /* once; ordered by C1 */
     record->bytes = (uint32_t)header;
@@ -154,22 +134,22 @@ static int decode_slot(const struct shmq_mpmc *ring, struct shmq_slot *slot, uin
 }
 
 /* True where the slot is ours now. */
-static bool claim_slot(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer, struct shmq_slot *slot,
+static bool claim_slot(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer, struct shmq_slot *slot,
                        uint64_t word, uint64_t position) {
-    uint64_t mine = word_for(ring, SHMQ_SLOT_READING, ring->owner, position);
+    uint64_t mine = shmq_word_for(ring, SHMQ_SLOT_READING, ring->owner, position);
     if (!cas_acq_rel(&slot->word, &word, mine)) return false; /* C1: acquire what the producer wrote */
     consumer->position = position;
     return true;
 }
 
-int shmq_mpmc_try_peek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer,
+int shmq_mpmc_try_peek(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer,
                        struct shmq_record *record) {
     for (uint64_t late = 0;;) {
         uint64_t at = load_acquire(&ring->head->cursor);
-        struct shmq_slot *slot = slot_at(ring, at);
+        struct shmq_slot *slot = shmq_slot_at(ring, at);
         uint64_t word = load_acquire(&slot->word);
         uint32_t state = shmq_slot_state(word);
-        int64_t ahead = laps_ahead(ring, word, at);
+        int64_t ahead = shmq_laps_ahead(ring, word, at);
         if (ahead < -1 || state > SHMQ_SLOT_TOMB) return SHMQ_CORRUPT;
         if (ahead > 0) {
             if (ahead > 1 && late++ > 4 * ring->mask) return SHMQ_CORRUPT; /* words at odds with each other */
@@ -181,20 +161,21 @@ int shmq_mpmc_try_peek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *cons
         case SHMQ_SLOT_READY:
             if (!claim_slot(ring, consumer, slot, word, position))
                 continue; /* another has it, see its word */
-            if (ahead == 0) move_on(ring->head, at);
+            if (ahead == 0) shmq_move_on(ring->head, at);
             if (SHMQ_LIKELY(decode_slot(ring, slot, position, record) == SHMQ_OK)) return SHMQ_OK;
             shmq_mpmc_unpeek(ring, consumer);
             return SHMQ_CORRUPT;
         case SHMQ_SLOT_TOMB:
             /* A failed CAS: another consumer did it. */
-            if (cas_acq_rel(&slot->word, &word, word_for(ring, SHMQ_SLOT_FREE, 0, position + ring->mask + 1)))
+            if (cas_acq_rel(&slot->word, &word,
+                            shmq_word_for(ring, SHMQ_SLOT_FREE, 0, position + ring->mask + 1)))
                 consumer->tombs += 1;
             continue;
         case SHMQ_SLOT_READING:
             if (ahead < 0) return SHMQ_EMPTY; /* a slow consumer holds up its slot */
-            move_on(ring->head, at);
+            shmq_move_on(ring->head, at);
             /* It may have been put back meanwhile, and we moved over it. */
-            if (load_acquire(&slot->word) == word_for(ring, SHMQ_SLOT_READY, 0, at))
+            if (load_acquire(&slot->word) == shmq_word_for(ring, SHMQ_SLOT_READY, 0, at))
                 move_back(ring->head, at);
             continue;
         default: /* FREE, WRITING: not there yet */ return SHMQ_EMPTY;
@@ -203,32 +184,32 @@ int shmq_mpmc_try_peek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *cons
 }
 
 /* Plain, because only the owner leaves READING. */
-void shmq_mpmc_release(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer) {
-    store_release(&slot_at(ring, consumer->position)->word, /* F1 -> F2 */
-                  word_for(ring, SHMQ_SLOT_FREE, 0, consumer->position + ring->mask + 1));
+void shmq_mpmc_release(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer) {
+    store_release(&shmq_slot_at(ring, consumer->position)->word, /* F1 -> F2 */
+                  shmq_word_for(ring, SHMQ_SLOT_FREE, 0, consumer->position + ring->mask + 1));
 }
 
 /* For want of memory: the message is there again.  Death between the two: see the head of this file. */
-void shmq_mpmc_unpeek(const struct shmq_mpmc *ring, struct shmq_mpmc_side *consumer) {
-    store_release(&slot_at(ring, consumer->position)->word,
-                  word_for(ring, SHMQ_SLOT_READY, 0, consumer->position));
+void shmq_mpmc_unpeek(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer) {
+    store_release(&shmq_slot_at(ring, consumer->position)->word,
+                  shmq_word_for(ring, SHMQ_SLOT_READY, 0, consumer->position));
     move_back(ring->head, consumer->position);
 }
 
 /* True if trying again makes sense. */
-bool shmq_mpmc_unread(const struct shmq_mpmc *ring) {
+bool shmq_mpmc_unread(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->head->cursor);
-    uint64_t word = load_acquire(&slot_at(ring, at)->word);
-    int64_t ahead = laps_ahead(ring, word, at);
+    uint64_t word = load_acquire(&shmq_slot_at(ring, at)->word);
+    int64_t ahead = shmq_laps_ahead(ring, word, at);
     uint32_t state = shmq_slot_state(word);
     return ahead > 0 || state == SHMQ_SLOT_READY || state == SHMQ_SLOT_TOMB ||
            (state == SHMQ_SLOT_READING && ahead == 0);
 }
 
-bool shmq_mpmc_drained(const struct shmq_mpmc *ring) {
+bool shmq_mpmc_drained(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->head->cursor);
-    uint64_t word = load_acquire(&slot_at(ring, at)->word);
-    int64_t ahead = laps_ahead(ring, word, at);
+    uint64_t word = load_acquire(&shmq_slot_at(ring, at)->word);
+    int64_t ahead = shmq_laps_ahead(ring, word, at);
     return (ahead == 0 && shmq_slot_state(word) == SHMQ_SLOT_FREE) ||
            (ahead < 0 && shmq_slot_state(word) == SHMQ_SLOT_READING);
 }
@@ -236,22 +217,22 @@ bool shmq_mpmc_drained(const struct shmq_mpmc *ring) {
 /* ---- for onlookers: nothing here writes ---- */
 
 /* The tail as the words have it. */
-uint64_t shmq_mpmc_claimed(const struct shmq_mpmc *ring) {
+uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->tail->cursor);
     for (uint64_t i = 0; i <= ring->mask; i++, at++) {
-        uint64_t word = load_acquire(&slot_at(ring, at)->word);
-        int64_t ahead = laps_ahead(ring, word, at);
+        uint64_t word = load_acquire(&shmq_slot_at(ring, at)->word);
+        int64_t ahead = shmq_laps_ahead(ring, word, at);
         if (ahead < 0 || (ahead == 0 && shmq_slot_state(word) == SHMQ_SLOT_FREE)) break;
     }
     return at;
 }
 
-int shmq_mpmc_look(const struct shmq_mpmc *ring, uint32_t index, struct shmq_record *record) {
+int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_record *record) {
     uint64_t at = load_acquire(&ring->head->cursor);
     for (uint64_t i = 0; i <= ring->mask; i++, at++) {
-        struct shmq_slot *slot = slot_at(ring, at);
+        struct shmq_slot *slot = shmq_slot_at(ring, at);
         uint64_t word = load_acquire(&slot->word);
-        if (word != word_for(ring, SHMQ_SLOT_READY, 0, at) || index-- > 0) continue;
+        if (word != shmq_word_for(ring, SHMQ_SLOT_READY, 0, at) || index-- > 0) continue;
         int status = decode_slot(ring, slot, at, record);
         if (status == SHMQ_OK || load_acquire(&slot->word) == word) return status;
         return SHMQ_EMPTY; /* overtaken */
@@ -259,9 +240,9 @@ int shmq_mpmc_look(const struct shmq_mpmc *ring, uint32_t index, struct shmq_rec
     return SHMQ_EMPTY;
 }
 
-int32_t shmq_mpmc_in_the_way(const struct shmq_mpmc *ring, bool of_producers) {
+int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers) {
     const struct shmq_cursor_line *hint = of_producers ? ring->tail : ring->head;
-    uint64_t word = load_acquire(&slot_at(ring, load_acquire(&hint->cursor))->word);
+    uint64_t word = load_acquire(&shmq_slot_at(ring, load_acquire(&hint->cursor))->word);
     uint32_t state = shmq_slot_state(word);
     bool owned = state == SHMQ_SLOT_WRITING || state == SHMQ_SLOT_READING;
     return owned ? (int32_t)shmq_slot_owner(word) : -1;
@@ -269,13 +250,13 @@ int32_t shmq_mpmc_in_the_way(const struct shmq_mpmc *ring, bool of_producers) {
 
 /* Between tail - slots and tail each slot is in the lap of its position, or FREE in the next.  A tail that is
  * late by a few leaves some one lap further.  Looks again while others are at work. */
-int shmq_mpmc_valid(const struct shmq_mpmc *ring) {
+int shmq_mpmc_valid(const struct shmq_slots *ring) {
     for (uint64_t i = 0; i <= ring->mask; i++) {
         for (int tries = 0;; tries++) {
             uint64_t tail = load_acquire(&ring->tail->cursor);
             uint64_t position = tail - 1 - ((tail - 1 - i) & ring->mask);
-            uint64_t word = load_acquire(&slot_at(ring, i)->word);
-            int64_t ahead = laps_ahead(ring, word, position);
+            uint64_t word = load_acquire(&shmq_slot_at(ring, i)->word);
+            int64_t ahead = shmq_laps_ahead(ring, word, position);
             if (shmq_slot_state(word) <= SHMQ_SLOT_TOMB && ahead >= 0 && ahead <= 2) break;
             if (tries == 1000) return SHMQ_CORRUPT;
         }
@@ -286,13 +267,13 @@ int shmq_mpmc_valid(const struct shmq_mpmc *ring) {
 /* ---- repair ---- */
 
 /* Of a word near the head, the whole position. */
-static uint64_t position_of(const struct shmq_mpmc *ring, uint64_t index, uint64_t word, uint64_t near) {
+static uint64_t position_of(const struct shmq_slots *ring, uint64_t index, uint64_t word, uint64_t near) {
     uint64_t here = near - ((near - index) & ring->mask); /* of this slot, at or before `near` */
-    return here + (uint64_t)laps_ahead(ring, word, here) * (ring->mask + 1);
+    return here + (uint64_t)shmq_laps_ahead(ring, word, here) * (ring->mask + 1);
 }
 
-bool shmq_mpmc_published(const struct shmq_mpmc *ring, uint64_t argument, uint64_t handle) {
-    struct shmq_slot *slot = slot_at(ring, argument);
+bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint64_t handle) {
+    struct shmq_slot *slot = shmq_slot_at(ring, argument);
     uint64_t word = load_acquire(&slot->word);
     uint32_t state = shmq_slot_state(word);
     uint64_t low = shmq_slot_lap(word) << ring->shift | (argument & ring->mask);
@@ -300,10 +281,10 @@ bool shmq_mpmc_published(const struct shmq_mpmc *ring, uint64_t argument, uint64
            shmq_cursor_argument(low << 3) == argument && load_relaxed(&slot->handle) == handle;
 }
 
-uint64_t shmq_mpmc_next_read_by(const struct shmq_mpmc *ring, uint32_t dead, uint64_t from,
+uint64_t shmq_mpmc_next_read_by(const struct shmq_slots *ring, uint32_t dead, uint64_t from,
                                 struct shmq_record *record) {
     for (uint64_t i = from; i <= ring->mask; i++) {
-        struct shmq_slot *slot = slot_at(ring, i);
+        struct shmq_slot *slot = shmq_slot_at(ring, i);
         uint64_t word = load_acquire(&slot->word);
         if (shmq_slot_state(word) != SHMQ_SLOT_READING || shmq_slot_owner(word) != dead) continue;
         uint64_t position = position_of(ring, i, word, load_acquire(&ring->head->cursor));
@@ -313,9 +294,9 @@ uint64_t shmq_mpmc_next_read_by(const struct shmq_mpmc *ring, uint32_t dead, uin
     return UINT64_MAX;
 }
 
-void shmq_mpmc_recover(const struct shmq_mpmc *ring, uint32_t dead) {
+void shmq_mpmc_recover(const struct shmq_slots *ring, uint32_t dead) {
     for (uint64_t i = 0; i <= ring->mask; i++) {
-        struct shmq_slot *slot = slot_at(ring, i);
+        struct shmq_slot *slot = shmq_slot_at(ring, i);
         uint64_t word = load_acquire(&slot->word);
         uint32_t state = shmq_slot_state(word);
         if (shmq_slot_owner(word) != dead) continue;
@@ -330,10 +311,10 @@ void shmq_mpmc_recover(const struct shmq_mpmc *ring, uint32_t dead) {
 }
 
 /* The word wins over the hint.  Death in here: the next pass does it. */
-void shmq_mpmc_settle(const struct shmq_mpmc *ring) {
+void shmq_mpmc_settle(const struct shmq_slots *ring) {
     uint64_t head = load_acquire(&ring->head->cursor), least = head;
     for (uint64_t i = 0; i <= ring->mask; i++) {
-        uint64_t word = load_acquire(&slot_at(ring, i)->word);
+        uint64_t word = load_acquire(&shmq_slot_at(ring, i)->word);
         if (shmq_slot_state(word) != SHMQ_SLOT_READY) continue;
         uint64_t position = position_of(ring, i, word, head);
         if ((int64_t)(position - least) < 0) least = position;

@@ -83,9 +83,10 @@ static void introduce(struct shmq_peer *peer) {
     peer->attached_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     peer->doorbell = 0;
     store32_relaxed(&peer->roles, 0);
-    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put, &peer->messages_got,  &peer->bytes_got,
-                            &peer->parks,        &peer->wakes,     &peer->reaps,         &peer->topic_cursor,
-                            &peer->topic_missed, &peer->topic_bit, &peer->events_written};
+    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put,     &peer->messages_got,
+                            &peer->bytes_got,    &peer->parks,         &peer->wakes,
+                            &peer->reaps,        &peer->topic_cursor,  &peer->topic_missed,
+                            &peer->subscription, &peer->events_written};
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) store_relaxed(counters[i], 0);
 }
 

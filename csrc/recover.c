@@ -6,8 +6,9 @@
  *
  *   1. blocks  that the dead consumer had leased for a message which it had not taken yet: in flight again
  *   2. ring    mpmc: slots that the dead owned become messages again, or tombs; no message behind the head
+ *              topic: slots become tombs, a subscription ends
  *   3. pages   what the dead held, and what it had sent but not published, becomes free
- *   4. roles   spsc: are given up; only now may a successor load the cursors
+ *   4. roles   spsc: are given up; only now may a successor load the cursors.  topic: was it the last publisher?
  *   5. wake    everyone looks again
  *   6. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
  *
@@ -66,13 +67,38 @@ static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, s
     give_up(&roles->consumer, dead);
 }
 
-static void recover_mpmc(const struct shmq_mpmc *ring, struct shmq_arena *arena, uint32_t dead) {
+static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena, uint32_t dead) {
     struct shmq_record record;
     for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++)
         resend(arena, dead, &record);
     shmq_mpmc_recover(ring, dead);
     shmq_mpmc_settle(ring); /* before the slot is FREE: if we die here, the next reaper does it */
     shmq_arena_recover(arena, dead, in_slot, ring);
+}
+
+/* Is any live peer but the dead one a publisher? */
+static bool somebody_publishes(const struct shmq_segment *s, uint32_t dead) {
+    for (uint32_t i = 0; i < s->geometry.peers; i++) {
+        const struct shmq_peer *p = &s->peers[i];
+        if (i != dead && (load_acquire(&p->word) & 0xff) == SHMQ_PEER_LIVE &&
+            (load32_relaxed(&p->roles) & SHMQ_ROLE_PRODUCER) != 0 && shmq_peers_alive(s, i) != 0)
+            return true;
+    }
+    return false;
+}
+
+static void recover_topic(struct shmq_segment *s, const struct shmq_topic *topic, struct shmq_arena *arena,
+                          uint32_t dead, uint64_t epoch) {
+    struct shmq_roles *roles = &s->control->roles;
+    shmq_topic_recover(topic, dead);
+    shmq_share_recover(topic, arena, dead);
+    if ((load32_relaxed(&s->peers[dead].roles) & SHMQ_ROLE_PRODUCER) == 0 || somebody_publishes(s, dead))
+        return;
+    store32_relaxed(&roles->lost_pid, s->peers[dead].pid);
+    store_relaxed(&roles->lost_messages, load_acquire(&topic->slots.tail->cursor) - topic->first);
+    store_release(&roles->lost_producer, shmq_role_word(dead, epoch));
+    full_fence(); /* against N1, N2: one who begins to publish meanwhile is seen here, or takes it back itself */
+    if (somebody_publishes(s, dead)) store_release(&roles->lost_producer, 0);
 }
 
 int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struct shmq_arena *arena,
@@ -83,14 +109,15 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         if (i == myself) continue;
         int lock = shmq_peers_verdict_begin(s, i, &epoch);
         if (lock < 0) continue;
-        if (ring->is_mpmc) recover_mpmc(&ring->mpmc, arena, i);
-        else recover_spsc(s, &ring->spsc, arena, i);
+        if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
+        else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
+        else recover_mpmc(&ring->mpmc, arena, i);
         shmq_eventcount_wake_slow(&s->control->not_empty);
         shmq_eventcount_wake_slow(&s->control->not_full);
         shmq_peers_verdict_end(s, i, epoch, lock);
         *repaired += 1;
     }
     /* Also where nobody is dead: who moved the head over a message may be stopped. */
-    if (ring->is_mpmc) shmq_mpmc_settle(&ring->mpmc);
+    if (!ring->is_spsc && !ring->is_topic) shmq_mpmc_settle(&ring->mpmc);
     return SHMQ_OK;
 }

@@ -39,7 +39,7 @@ static bool spsc_ok(const struct shmq_geometry *g) {
            g->slot_bytes == 0 && g->inline_bytes >= 8 && g->inline_bytes <= g->ring_bytes / 4;
 }
 
-static bool mpmc_ok(const struct shmq_geometry *g) {
+static bool slots_ok(const struct shmq_geometry *g) {
     return is_power_of_two(g->slots) && g->slots >= 2 && g->slot_bytes % SHMQ_LINE == 0 &&
            g->slot_bytes > 0 && g->ring_bytes == (uint64_t)g->slots * g->slot_bytes &&
            g->inline_bytes == g->slot_bytes - sizeof(struct shmq_slot);
@@ -48,8 +48,10 @@ static bool mpmc_ok(const struct shmq_geometry *g) {
 /* Fills in every offset from the sizes.  False if a size is out of its range. */
 static bool layout(uint32_t kind, struct shmq_geometry *g) {
     uint64_t pages = (uint64_t)g->small_pages + g->large_pages;
-    if (kind != SHMQ_KIND_SPSC && kind != SHMQ_KIND_MPMC) return false;
-    if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : mpmc_ok(g))) return false;
+    if (kind < SHMQ_KIND_SPSC || kind > SHMQ_KIND_TOPIC) return false;
+    if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : slots_ok(g))) return false;
+    if (kind == SHMQ_KIND_TOPIC ? g->peers > SHMQ_TOPIC_PEERS || g->history > g->slots / 2 : g->history != 0)
+        return false;
     if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || g->peers < 1 || g->peers > SHMQ_MAX_PEERS ||
         pages > SHMQ_MAX_PAGES)
         return false;
@@ -70,7 +72,9 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     if (p->ring_bytes > RING_MAX || p->arena_bytes > (uint64_t)SHMQ_MAX_PAGES * SHMQ_SMALL_PAGE) return false;
     uint64_t asked = p->ring_bytes > RING_MIN ? p->ring_bytes : RING_MIN;
     g->first_cursor = p->first_cursor & ~UINT64_C(7);
-    if (p->kind == SHMQ_KIND_MPMC) {
+    if (p->policy > SHMQ_EVICT || (p->policy != 0 && p->kind != SHMQ_KIND_TOPIC)) return false;
+    g->history = p->history;
+    if (p->kind != SHMQ_KIND_SPSC) {
         if (p->inline_bytes > RING_MAX) return false;
         g->slot_bytes = (uint32_t)round_up(sizeof(struct shmq_slot) + p->inline_bytes, SHMQ_LINE);
         for (g->slots = 2; (uint64_t)g->slots * g->slot_bytes < asked;) g->slots *= 2;
@@ -187,12 +191,14 @@ int shmq_segment_create(int fd, const shmq_params *params, struct shmq_segment *
         return SHMQ_SYSTEM;
     }
     s->kind = params->kind;
+    s->policy = params->policy;
 
     struct shmq_header *h = (struct shmq_header *)(void *)s->base;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     h->fingerprint = SHMQ_FINGERPRINT;
     h->kind = s->kind;
+    h->flags = s->policy;
     h->created_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     h->creator_pid = (uint32_t)getpid();
     h->creator_uid = (uint32_t)geteuid();
@@ -230,7 +236,8 @@ int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *s) {
     munmap(h, SHMQ_CONTROL_AT);
     if (magic == 0) return SHMQ_NOT_READY;
     if (magic != SHMQ_MAGIC) return SHMQ_NOT_A_SEGMENT;
-    if (copy.fingerprint != SHMQ_FINGERPRINT || (copy.kind != SHMQ_KIND_SPSC && copy.kind != SHMQ_KIND_MPMC))
+    if (copy.fingerprint != SHMQ_FINGERPRINT || copy.kind < SHMQ_KIND_SPSC || copy.kind > SHMQ_KIND_TOPIC ||
+        copy.flags > (copy.kind == SHMQ_KIND_TOPIC ? SHMQ_EVICT : 0))
         return SHMQ_ABI_MISMATCH;
     s->geometry = copy.geometry;
     if (!layout(copy.kind, &s->geometry) || memcmp(&s->geometry, &copy.geometry, sizeof copy.geometry) != 0)
@@ -244,6 +251,7 @@ int shmq_segment_attach(int fd, bool read_only, struct shmq_segment *s) {
         return SHMQ_SYSTEM;
     }
     s->kind = copy.kind;
+    s->policy = copy.flags;
     point_into(s, &st);
     return SHMQ_OK;
 }

@@ -51,19 +51,37 @@ static void bind_structures(shmq_queue *q) {
     store_relaxed(&q->get.waiter.spin_ns, spin_ns);
 }
 
+/* A topic's payloads are copied through private memory, see topic.c. */
+bool shmq_prepare(shmq_queue *q) {
+    if (!q->ring.is_topic) return true;
+    size_t bytes = q->ring.inline_bytes;
+    q->buffers = malloc(2 * bytes);
+    q->put.ring.topic.buffer = q->buffers;
+    q->get.ring.topic.buffer = q->buffers == NULL ? NULL : q->buffers + bytes;
+    return q->buffers != NULL;
+}
+
+void shmq_settle_in(shmq_queue *q) {
+    q->arena.owner = q->me.index;
+    shmq_ring_join(&q->ring, q->me.index);
+    q->counters = &q->segment.peers[q->me.index];
+}
+
 /* Takes over `segment`, also on failure. */
 static int open_handle(struct shmq_segment *segment, bool creating, bool observer, shmq_queue **out) {
     shmq_queue *q = calloc(1, sizeof *q);
     uint64_t canary = shmq_process_canary();
-    if (q == NULL || canary == 0) {
+    if (q != NULL) {
+        q->segment = *segment;
+        q->canary = canary;
+        q->observer = observer;
+        bind_structures(q);
+    }
+    if (q == NULL || canary == 0 || !shmq_prepare(q)) {
         free(q);
         shmq_segment_unmap(segment);
         return SHMQ_OUT_OF_SPACE;
     }
-    q->segment = *segment;
-    q->canary = canary;
-    q->observer = observer;
-    bind_structures(q);
     if (!observer) {
         uint32_t repaired;
         shmq_wait_register();
@@ -73,12 +91,12 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
         if (status != SHMQ_OK) {
             int error = errno;
             shmq_segment_unmap(&q->segment);
+            free(q->buffers);
             free(q);
             errno = error;
             return status;
         }
-        q->arena.owner = q->ring.mpmc.owner = q->me.index;
-        q->counters = &q->segment.peers[q->me.index];
+        shmq_settle_in(q);
         if (creating) shmq_segment_ready(&q->segment);
     }
     atomic_store(&q->users, 1);
@@ -142,6 +160,7 @@ void shmq_hold_struct(shmq_queue *q) { (void)add32_relaxed(&q->references, 1); }
 void shmq_release_struct(shmq_queue *q) {
     if (sub32_acq_rel(&q->references, 1) != 1) return;
     free(q->inline_copy);
+    free(q->buffers);
     free(q);
 }
 
@@ -172,6 +191,10 @@ void shmq_close(shmq_queue *q) {
     if (!q->observer && !is_forked(q)) {
         give_role(q, &q->control->roles.producer, &q->put);
         give_role(q, &q->control->roles.consumer, &q->get);
+        if (q->ring.is_topic) {
+            shmq_topic_unsubscribe(&q->ring.topic, q->me.index);
+            (void)shmq_share_trim(&q->ring.topic, &q->arena); /* death before it: on the next reclaim */
+        }
         /* Threads that wait on this handle look again and find it closed. */
         shmq_eventcount_wake_slow(&q->control->not_empty);
         shmq_eventcount_wake_slow(&q->control->not_full);
@@ -193,16 +216,25 @@ int shmq_usable(const shmq_queue *q) {
     return SHMQ_OK;
 }
 
+/* On an mpmc queue anyone may, and it is noted for people.  On a topic whoever has not subscribed may publish, and
+ * it is noted for PEER_DEAD (recover.c): the note (N1) before the old one's death is forgotten (N2). */
+static int take_part(shmq_queue *q, bool producer) {
+    if (q->ring.is_topic && (!producer || q->get.held)) return SHMQ_INVALID;
+    uint32_t roles = load32_relaxed(&q->counters->roles); /* only we write it */
+    store32_relaxed(&q->counters->roles, roles | (producer ? SHMQ_ROLE_PRODUCER : SHMQ_ROLE_CONSUMER));
+    (producer ? &q->put : &q->get)->held = true;
+    if (q->ring.is_topic) {
+        full_fence();
+        store_release(&q->control->roles.lost_producer, 0);
+    }
+    return SHMQ_OK;
+}
+
 /* From nobody, or from the dead once they are reaped.  A live holder keeps its role.  SHMQ_NOT_READY: a dead
  * holder is not repaired yet, see shmq_settle_roles. */
 static int claim_role(shmq_queue *q, bool producer) {
     if (q->observer) return SHMQ_INVALID;
-    if (q->ring.is_mpmc) {                                    /* anyone may; it is noted for people */
-        uint32_t roles = load32_relaxed(&q->counters->roles); /* only we write it */
-        store32_relaxed(&q->counters->roles, roles | (producer ? SHMQ_ROLE_PRODUCER : SHMQ_ROLE_CONSUMER));
-        (producer ? &q->put : &q->get)->held = true;
-        return SHMQ_OK;
-    }
+    if (!q->ring.is_spsc) return take_part(q, producer);
     shmq_a64 *role = producer ? &q->control->roles.producer : &q->control->roles.consumer;
     struct shmq_side *side = producer ? &q->put : &q->get;
     for (;;) {
@@ -262,6 +294,15 @@ static void count(shmq_a64 *counter, uint64_t n) {
     store_relaxed(counter, load_relaxed(counter) + n); /* this peer writes; its threads may lose a count */
 }
 
+int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t flags,
+                     struct shmq_record *record) {
+    for (;;) {
+        int status = shmq_ring_try_reserve(&q->ring, &q->put.ring, bytes, codec, flags, record);
+        if (SHMQ_LIKELY(status != SHMQ_LOOK_AGAIN)) return status;
+        shmq_share_clear(&q->ring.topic, &q->put.ring.topic, &q->arena);
+    }
+}
+
 void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
     shmq_ring_commit(&q->ring, &q->put.ring);
     shmq_put_done(q, messages, bytes);
@@ -276,7 +317,7 @@ void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes) {
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                         const void *data, uint32_t bytes) {
     struct shmq_record record;
-    int status = shmq_ring_try_reserve(&q->ring, &q->put.ring, meta_bytes + bytes, codec, 0, &record);
+    int status = shmq_try_reserve(q, meta_bytes + bytes, codec, 0, &record);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (meta_bytes > 0) memcpy(record.payload, meta, meta_bytes);
     if (bytes > 0) memcpy(record.payload + meta_bytes, data, bytes);
@@ -289,6 +330,8 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
     if (b == NULL) return SHMQ_OUT_OF_SPACE;
     /* Death behind this line: LOANED(us), the reaper frees it. */
     int status = shmq_arena_try_loan(&q->arena, bytes, &b->page, &b->word);
+    while (status == SHMQ_ARENA_FULL && q->ring.is_topic && shmq_share_reclaim(&q->ring.topic, &q->arena))
+        status = shmq_arena_try_loan(&q->arena, bytes, &b->page, &b->word);
     if (status != SHMQ_OK) {
         free(b);
         return status;
@@ -308,8 +351,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     struct shmq_record record;
     if (b->word == 0 || meta_bytes > SHMQ_META_BYTES || !shmq_arena_holds(&q->arena, b->page, b->word, bytes))
         return SHMQ_INVALID;
-    int status =
-        shmq_ring_try_reserve(&q->ring, &q->put.ring, sizeof(uint64_t), codec, SHMQ_RECORD_BLOCK, &record);
+    int status = shmq_try_reserve(q, sizeof(uint64_t), codec, SHMQ_RECORD_BLOCK, &record);
     if (status != SHMQ_OK) return status;
     struct shmq_block_header *h = &q->arena.headers[b->page];
     h->payload_bytes = bytes;
@@ -320,6 +362,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     h->producer = q->me.index;
     if (meta_bytes > 0) memcpy(h->meta, meta, meta_bytes);
     store_relaxed((shmq_a64 *)(void *)record.payload, shmq_handle(b->page, shmq_word_generation(b->word)));
+    if (q->ring.is_topic) shmq_arena_share(&q->arena, b->page, b->word);
     /* Death before: LOANED, freed.  Death between this and the commit: INFLIGHT at a position that was never
      * published, freed.  Death after the commit: the message is delivered. */
     status = shmq_arena_send(&q->arena, b->page, &b->word, record.position);
@@ -329,6 +372,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     }
     not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
     shmq_put_commit(q, 1, bytes);
+    if (q->ring.is_topic) shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
     return SHMQ_OK;
 }
 
@@ -336,7 +380,9 @@ void shmq_block_give_back(shmq_block *b) {
     shmq_queue *q = b->queue;
     if (b->word == 0) return;
     if (!is_forked(q)) { /* a forked child's copy of a block owns nothing */
-        (void)shmq_arena_free(&q->arena, b->page, b->word);
+        if (shmq_word_state(b->word) == SHMQ_PAGE_INFLIGHT) /* a subscriber's */
+            shmq_share_release(&q->ring.topic, &q->arena, b->page, b->word);
+        else (void)shmq_arena_free(&q->arena, b->page, b->word);
         (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
     }
     not_ours(b);
@@ -358,12 +404,20 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
     if (status == SHMQ_EMPTY && load32_acquire(&q->control->roles.lifecycle) != SHMQ_RUNNING) {
         /* L2 <- L1: what was put before the shutdown is visible now. */
         status = shmq_ring_try_peek(&q->ring, &q->get.ring, record);
-        if (status == SHMQ_EMPTY && shmq_ring_drained(&q->ring)) status = SHMQ_SHUT_DOWN;
+        if (status == SHMQ_EMPTY && shmq_ring_drained(&q->ring, &q->get.ring)) status = SHMQ_SHUT_DOWN;
     }
-    if (SHMQ_UNLIKELY(q->get.ring.mpmc.tombs != 0)) { /* room that no message left behind */
-        q->get.ring.mpmc.tombs = 0;
-        (void)shmq_eventcount_wake(&q->control->not_full);
+    if (SHMQ_UNLIKELY((q->get.ring.mpmc.tombs | q->get.ring.topic.passed_over) != 0)) {
+        if (q->ring.is_topic) (void)shmq_share_trim(&q->ring.topic, &q->arena);
+        q->get.ring.mpmc.tombs = q->get.ring.topic.passed_over = 0;
+        (void)shmq_eventcount_wake(&q->control->not_full); /* room that no message left behind */
     }
+    return status;
+}
+
+static int lease(shmq_queue *q, uint64_t handle, uint64_t position, shmq_block *b) {
+    if (!q->ring.is_topic) return shmq_arena_lease(&q->arena, handle, position, &b->page, &b->word);
+    int status = shmq_share_lease(&q->ring.topic, &q->arena, handle, position, &b->page, &b->word);
+    if (status == SHMQ_LOOK_AGAIN) shmq_topic_skip(&q->ring.topic, &q->get.ring.topic);
     return status;
 }
 
@@ -374,9 +428,9 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
     if (b == NULL) return SHMQ_OUT_OF_SPACE;
     int status = SHMQ_CORRUPT;
     if (record->bytes == sizeof(uint64_t)) /* before it is read: a shorter one may end with the mapping */
-        status = shmq_arena_lease(&q->arena, load_relaxed((shmq_a64 *)(void *)record->payload),
-                                  record->position, &b->page, &b->word);
-    /* Death here: LEASED(us) and still at the head; the reaper puts it back in flight. */
+        status = lease(q, load_relaxed((shmq_a64 *)(void *)record->payload), record->position, b);
+    /* Death here: LEASED(us) and still at the head; the reaper puts it back in flight.  Topic: a hold in our name,
+     * which the reaper ends. */
     if (status == SHMQ_OK) {
         struct shmq_block_header *h = &q->arena.headers[b->page];
         b->bytes = *(volatile uint64_t *)&h->payload_bytes; /* once: it is checked, then used */
@@ -398,7 +452,8 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
 /* The way back, for want of memory: the record is still the next one. */
 void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
     shmq_queue *q = b->queue;
-    if (shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK) not_ours(b);
+    if (!q->ring.is_topic && shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK)
+        not_ours(b);
     shmq_block_release(b);
 }
 
@@ -412,7 +467,7 @@ void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
 bool shmq_spin_get(shmq_queue *q) {
     if (load_relaxed(&q->get.waiter.spin_ns) == 0) return false;
     for (int i = 0; i < TAKE_SPINS; i++) {
-        if (shmq_ring_unread(&q->ring, q->get.ring.spsc.cursor)) return true;
+        if (shmq_ring_unread(&q->ring, shmq_ring_cursor(&q->ring, &q->get.ring))) return true;
         cpu_relax();
     }
     return false;
@@ -444,7 +499,7 @@ static bool put_roomy(void *context) {
 /* The word of a producer that died, if nobody has come since and this handle was not told yet; else 0. */
 static uint64_t lost_producer(const shmq_queue *q) {
     const struct shmq_roles *roles = &q->control->roles;
-    if (q->ring.is_mpmc || load_acquire(&roles->producer) != 0) return 0;
+    if ((!q->ring.is_spsc && !q->ring.is_topic) || load_acquire(&roles->producer) != 0) return 0;
     uint64_t lost = load_acquire(&roles->lost_producer);
     return lost != load_relaxed(&q->told_of) ? lost : 0;
 }
@@ -472,6 +527,16 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
     }
 }
 
+bool shmq_look_around(shmq_queue *q) {
+    uint32_t repaired;
+    int64_t now = shmq_now_ns(), last = (int64_t)load_relaxed(&q->looked_ns);
+    if (now - last < SHMQ_SLICE_NS) return false;
+    store_relaxed(&q->looked_ns, (uint64_t)now); /* relaxed: two threads of this handle may both look */
+    (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+    if (repaired > 0) count(&q->counters->reaps, repaired);
+    return repaired > 0;
+}
+
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
     struct need need = {q, cursor, bytes, for_block};
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
@@ -494,7 +559,8 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
 static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t block_bytes,
                       int64_t deadline_ns) {
-    if ((tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) || deadline_ns <= SHMQ_NO_WAIT) return tried;
+    if (tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) return tried;
+    if (deadline_ns <= SHMQ_NO_WAIT) return shmq_look_around(q) ? SHMQ_OK : tried;
     shmq_pin(q);
     bool for_block = tried == SHMQ_ARENA_FULL;
     int status = shmq_wait_put(q, q->put.ring.spsc.cursor, for_block, for_block ? block_bytes : record_bytes,
@@ -592,13 +658,13 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
         int status = may_put(q);
         while (status == SHMQ_OK && *done + run < n) {
             struct shmq_record record;
-            status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)each, SHMQ_RAW, 0, &record);
+            status = shmq_try_reserve(q, (uint32_t)each, SHMQ_RAW, 0, &record);
             if (status != SHMQ_OK) break;
             if (each > 0) memcpy(record.payload, from + (*done + run) * each, each);
-            if (q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
+            if (!q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
             run += 1;
         }
-        if (run > 0 && !q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring);
+        if (run > 0 && q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring);
         if (run > 0) shmq_put_done(q, run, run * each);
         *done += run;
         if (status != SHMQ_OK) status = wait_after(q, status, (uint32_t)each, 0, deadline_ns);
@@ -649,13 +715,15 @@ int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
         if (status == SHMQ_OK) status = shmq_try_next(q, &record);
         if (status == SHMQ_OK) {
             status = receive(q, &record, m);
+            if (status == SHMQ_LOOK_AGAIN) continue;
             if (status == SHMQ_OK) shmq_taken(q, 1, m->bytes);
             else shmq_ring_unpeek(&q->ring, &q->get.ring, &before); /* not taken: it is still there */
             return status;
         }
+        if (status == SHMQ_EMPTY && deadline_ns <= SHMQ_NO_WAIT && shmq_look_around(q)) continue;
         if (status != SHMQ_EMPTY || deadline_ns <= SHMQ_NO_WAIT) return status;
         shmq_pin(q);
-        status = shmq_wait_get(q, q->get.ring.spsc.cursor, deadline_ns);
+        status = shmq_wait_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), deadline_ns);
         shmq_unpin(q);
         if (status != SHMQ_OK) return status;
     }
@@ -677,6 +745,30 @@ int shmq_shutdown(shmq_queue *q, int immediate) {
     } /* L1: seq_cst.  It only grows, so a failed CAS means that it is nearer to `to`. */
     shmq_eventcount_wake_slow(&q->control->not_empty);
     shmq_eventcount_wake_slow(&q->control->not_full);
+    return SHMQ_OK;
+}
+
+/* ---- topics ---- */
+
+int shmq_subscribe(shmq_queue *q, uint32_t history) {
+    int status = q == NULL ? SHMQ_INVALID : shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    if (q->observer || !q->ring.is_topic || q->put.held || q->get.held || history > q->ring.topic.history)
+        return SHMQ_INVALID;
+    store32_relaxed(&q->counters->roles, SHMQ_ROLE_CONSUMER);
+    shmq_topic_subscribe(&q->ring.topic, &q->get.ring.topic, q->me.epoch, history);
+    q->get.held = true;
+    return SHMQ_OK;
+}
+
+int shmq_get_subscription(shmq_queue *q, shmq_subscription *out) {
+    int status = q == NULL ? SHMQ_INVALID : shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    if (!q->ring.is_topic || !q->get.held) return SHMQ_INVALID;
+    out->lag = shmq_topic_lag_of(&q->ring.topic, q->me.index);
+    out->missed = load_relaxed(&q->counters->topic_missed);
+    out->evicted = shmq_topic_state_of(&q->ring.topic, q->me.index) == SHMQ_WAS_EVICTED;
+    out->unused = 0;
     return SHMQ_OK;
 }
 
@@ -709,6 +801,7 @@ const char *shmq_status_text(int status) {
                                         "out of space",
                                         "invalid argument",
                                         "system call failed",
-                                        "producer dead"};
+                                        "producer dead",
+                                        "subscription ended by a publisher"};
     return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }

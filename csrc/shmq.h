@@ -21,7 +21,8 @@
  * returns SHMQ_INTERRUPTED and has changed nothing (shmq_put_many: see *done): handle the signal, call again.
  *
  * Kinds.  SHMQ_KIND_MPMC: any number of producers and consumers; the messages of one producer keep their
- * order.  SHMQ_KIND_SPSC: one of each at a time.  shmq_open takes what is there.
+ * order.  SHMQ_KIND_SPSC: one of each at a time.  SHMQ_KIND_TOPIC: any number of publishers, and each
+ * subscriber gets every message (shmq_subscribe).  shmq_open takes what is there.
  *
  * Threads.  One thread at a time per handle and side (put side, get side).  Other threads open handles of
  * their own.  shmq_block_release may be called from any thread.  (The Python package makes its handles safe for threads itself.)
@@ -67,8 +68,9 @@ enum shmq_status {
     SHMQ_OUT_OF_SPACE = 16,  /* /dev/shm or memory is too small for it */
     SHMQ_INVALID = 17,       /* an argument is out of its range */
     SHMQ_SYSTEM = 18,        /* a system call failed: errno says why */
-    SHMQ_PEER_DEAD = 19 /* the spsc producer died, what it put is drained, and nobody took its place; a wait
-                                says so once, the next one waits for a successor */
+    SHMQ_PEER_DEAD = 19, /* every producer of an spsc queue or topic is gone, the last by death, and what they
+                                put is drained; a wait says so once, the next one waits for a successor */
+    SHMQ_EVICTED = 20    /* this subscription was too slow, and was ended by a publisher */
 };
 
 /* How a payload is encoded.  The C side moves payloads and never decodes them. */
@@ -135,7 +137,15 @@ typedef struct shmq_message {
 
 enum shmq_kind {
     SHMQ_KIND_SPSC = 1, /* one producer and one consumer at a time: a ring of bytes */
-    SHMQ_KIND_MPMC = 2  /* any number of both: a ring of slots */
+    SHMQ_KIND_MPMC = 2, /* any number of both: a ring of slots */
+    SHMQ_KIND_TOPIC = 3 /* any number of publishers; each subscriber gets every message */
+};
+
+/* What a publisher does that meets the oldest message before a subscriber has taken it. */
+enum shmq_policy {
+    SHMQ_BLOCK = 0,       /* waits */
+    SHMQ_DROP_OLDEST = 1, /* writes over it; the subscriber learns how many it missed */
+    SHMQ_EVICT = 2        /* ends the subscription: its next get says SHMQ_EVICTED */
 };
 
 typedef struct shmq_params {
@@ -144,8 +154,10 @@ typedef struct shmq_params {
     uint64_t first_cursor; /* 0; tests start near the wrap */
     uint32_t inline_bytes; /* longest in-line payload: spsc at most ring_bytes / 4; mpmc: fixes the size of a
                               slot, 32 bytes more, rounded up to 128 */
-    uint32_t peers;        /* handles that may be attached at once, 1 .. 4095 */
+    uint32_t peers;        /* handles that may be attached at once, 1 .. 4095; topic: 1 .. 51 */
     uint32_t kind;         /* enum shmq_kind */
+    uint32_t policy;       /* topic: enum shmq_policy; else 0 */
+    uint32_t history;      /* topic: messages kept for late subscribers, at most half of the slots; else 0 */
     uint32_t unused;
 } shmq_params;
 
@@ -157,12 +169,13 @@ typedef struct shmq_stats {
     uint64_t pages[6]; /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
-    uint32_t full; /* 1: a payload of inline_bytes finds no room in the ring */
-    uint32_t unused;
-    int32_t producer, consumer;         /* spsc: index of the peer that has the role, or -1 */
+    uint32_t full;                         /* 1: a payload of inline_bytes finds no room in the ring */
+    uint32_t policy, history, subscribers; /* topic */
+    int32_t producer, consumer;            /* spsc: index of the peer that has the role, or -1 */
     uint64_t lost_messages;             /* spsc: put by all producers up to one that died in its role, and */
     uint32_t lost_pid, lost;            /* its pid; lost: 1 if nobody has taken its place */
-    int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1 */
+    int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1; topic: the
+                                           slowest subscriber where it keeps the ring full */
     uint8_t uuid[16];
 } shmq_stats;
 
@@ -173,6 +186,8 @@ typedef struct shmq_peer_info {
     uint32_t index, pid;
     int32_t alive; /* 1, 0, or -1 where the kernel could not be asked */
     int32_t is_producer, is_consumer;
+    uint64_t lag, missed; /* topic, a subscriber: messages before it; that it missed so far */
+    int32_t evicted;
     char comm[16];
 } shmq_peer_info;
 
@@ -233,6 +248,20 @@ void shmq_block_release(shmq_block *block);
 
 /* Refuses further puts.  Gets go on until the queue is empty, or stop at once where `immediate`. */
 int shmq_shutdown(shmq_queue *queue, int immediate);
+
+/* Makes this handle a subscriber of the topic: from now on shmq_get returns each message that is published
+ * after this call, in one order for all, and before them up to `history` of the last ones that the topic keeps.
+ * A handle either publishes or subscribes, once; it ends with shmq_close.  On a block message's lease the
+ * memory is shared with other subscribers: do not write there. */
+int shmq_subscribe(shmq_queue *queue, uint32_t history);
+
+typedef struct shmq_subscription {
+    uint64_t lag;    /* messages before this subscriber */
+    uint64_t missed; /* that it would have got, and that were written over first (SHMQ_DROP_OLDEST) */
+    uint32_t evicted;
+    uint32_t unused;
+} shmq_subscription;
+int shmq_get_subscription(shmq_queue *queue, shmq_subscription *subscription);
 
 /* ---- looking ---- */
 

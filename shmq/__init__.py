@@ -16,6 +16,7 @@ from .errors import (
     Corrupt,
     DecodeError,
     Empty,
+    Evicted,
     ForkedHandle,
     Full,
     InvalidName,
@@ -40,6 +41,7 @@ from .loan import Loan
 from .queue import Queue
 from .segment import SegmentInfo, list_segments, unlink
 from .stats import PeekedMessage, Peer, QueueStats, Snapshot, inspect, peek
+from .topic import Subscription, Topic
 
 __version__ = version("shmq")
 
@@ -58,6 +60,7 @@ __all__ = [
     "Corrupt",
     "DecodeError",
     "Empty",
+    "Evicted",
     "ForkedHandle",
     "Full",
     "InvalidName",
@@ -81,6 +84,8 @@ __all__ = [
     "ShutDown",
     "Snapshot",
     "StaleHandle",
+    "Subscription",
+    "Topic",
     "Unencodable",
     "WrongKind",
     "WrongOwner",

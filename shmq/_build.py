@@ -9,7 +9,20 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["segment", "wait", "peers", "spsc", "mpmc", "arena", "ring", "recover", "shmq", "look"]
+SOURCES = [
+    "segment",
+    "wait",
+    "peers",
+    "spsc",
+    "mpmc",
+    "topic",
+    "arena",
+    "share",
+    "ring",
+    "recover",
+    "shmq",
+    "look",
+]
 
 GLUE = """
 int py_create(int fd, const shmq_params *params, shmq_queue **queue);
@@ -29,6 +42,7 @@ int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t m
 void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
+int py_look_around(shmq_queue *q);
 #define PY_ENCODE -1
 """
 
@@ -49,7 +63,7 @@ ffibuilder.set_source(
     depends=[
         "shmq/_glue.h",
         *(f"csrc/{name}.c" for name in SOURCES),
-        *(f"csrc/{name}.h" for name in ("shmq", "core", "layout", "atomics")),
+        *(f"csrc/{name}.h" for name in ("shmq", "core", "slots", "layout", "atomics")),
     ],
     define_macros=[("Py_LIMITED_API", "0x030b0000")],
     extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden"],

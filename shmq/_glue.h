@@ -18,7 +18,7 @@
  *
  * A message is bytes (raw), or a tuple that starts with codec and payload:
  *
- *     (codec, payload)                        what lay in-line; payload is a bytearray
+ *     (codec, payload)                        what lay in-line; payload is a bytearray (topic: bytes)
  *     (codec, payload, meta)                  what lay in a block; payload is a Lease for arrays, else bytes
  *     (ENVELOPE, payload, table, body, at)    from either; the arrays start at the payload's byte `at`
  *
@@ -55,6 +55,7 @@ struct lease {
     uint8_t meta[SHMQ_META_BYTES]; /* a loan's: what it will be published as */
     uint32_t meta_bytes;
     uint16_t codec;
+    uint16_t read_only; /* a topic's: others read it, too */
 };
 
 static void lease_dealloc(PyObject *self) {
@@ -66,7 +67,8 @@ static void lease_dealloc(PyObject *self) {
 
 static int lease_getbuffer(PyObject *self, Py_buffer *view, int flags) {
     shmq_block *b = ((struct lease *)self)->block;
-    return PyBuffer_FillInfo(view, self, b->data, (Py_ssize_t)b->bytes, 0, flags);
+    return PyBuffer_FillInfo(view, self, b->data, (Py_ssize_t)b->bytes, ((struct lease *)self)->read_only,
+                             flags);
 }
 
 static PyObject *lease_type(void) {
@@ -86,7 +88,10 @@ static PyObject *lease_type(void) {
 static PyObject *lease_new(shmq_block *block) {
     PyObject *type = lease_type();
     struct lease *self = type == NULL ? NULL : PyObject_New(struct lease, (PyTypeObject *)type);
-    if (self != NULL) self->block = block;
+    if (self != NULL) {
+        self->block = block;
+        self->read_only = 0;
+    }
     return (PyObject *)self;
 }
 
@@ -259,7 +264,7 @@ static int put_gathered(shmq_queue *q, const struct parts *p) {
     if (status != SHMQ_OK) return status;
     if (p->bytes <= array_inline_limit(q)) {
         struct shmq_record r;
-        status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
+        status = shmq_try_reserve(q, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
         if (status != SHMQ_OK) return status;
         gather(r.payload, p);
         shmq_put_commit(q, 1, p->bytes);
@@ -336,7 +341,7 @@ static int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, 
     return put_envelope(q, head, head_bytes, NULL, 0, (PyObject *)arrays);
 }
 
-/* Puts the leading bytes objects of list[start:]: all published by one store (spsc), or a slot at a time (mpmc) with
+/* Puts the leading bytes objects of list[start:]: all published by one store (spsc), or a slot at a time with
  * one wake-up.  Stops at one that is not bytes or too long to lie in the ring, and where the ring is full.  Returns
  * how many, or -status if none. */
 static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start) {
@@ -350,13 +355,13 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
         if (!PyBytes_CheckExact(item)) break;
         Py_ssize_t len = PyBytes_Size(item);
         if ((uint64_t)len > q->ring.inline_bytes) break;
-        status = shmq_ring_try_reserve(&q->ring, &q->put.ring, (uint32_t)len, SHMQ_RAW, 0, &r);
+        status = shmq_try_reserve(q, (uint32_t)len, SHMQ_RAW, 0, &r);
         if (status != SHMQ_OK) break;
         memcpy(r.payload, PyBytes_AsString(item), (size_t)len);
-        if (q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
+        if (!q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
         bytes += (uint64_t)len;
     }
-    if (i > start && !q->ring.is_mpmc) shmq_ring_commit(&q->ring, &q->put.ring);
+    if (i > start && q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring);
     if (i > start) shmq_put_done(q, (uint64_t)(i - start), bytes);
     return i == start && status != SHMQ_OK ? -(Py_ssize_t)status : i - start;
 }
@@ -496,6 +501,7 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
         return NULL;
     }
     shmq_taken(q, 1, bytes);
+    if (is_array) ((struct lease *)payload)->read_only = q->ring.is_topic;
     if (!is_array) {
         copy(PyBytes_AsString(payload), b->data, bytes);
         shmq_block_release(b);
@@ -513,31 +519,40 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
     return object;
 }
 
-static PyObject *from_record(const struct shmq_record *r) {
+/* Arrays from a queue may be written to; those from a topic may not, wherever they lie. */
+static PyObject *from_record(const shmq_queue *q, const struct shmq_record *r) {
     const char *payload = (const char *)r->payload;
-    if (SHMQ_LIKELY(r->codec == SHMQ_RAW)) return PyBytes_FromStringAndSize(payload, (Py_ssize_t)r->bytes);
-    return labelled(r->codec, PyByteArray_FromStringAndSize(payload, (Py_ssize_t)r->bytes), NULL, r->payload,
-                    r->bytes);
+    Py_ssize_t bytes = (Py_ssize_t)r->bytes;
+    if (SHMQ_LIKELY(r->codec == SHMQ_RAW)) return PyBytes_FromStringAndSize(payload, bytes);
+    PyObject *copied = q->ring.is_topic ? PyBytes_FromStringAndSize(payload, bytes)
+                                        : PyByteArray_FromStringAndSize(payload, bytes);
+    return labelled(r->codec, copied, NULL, r->payload, r->bytes);
 }
 
 /* The next message, or NULL and *status. */
 static PyObject *take(shmq_queue *q, int spin, int *status) {
-    struct shmq_record r;
-    if (SHMQ_UNLIKELY((*status = shmq_get_begin(q)) != SHMQ_OK)) return NULL;
-    struct shmq_spsc_side before = q->get.ring.spsc;
-    *status = shmq_try_next(q, &r);
-    if (*status == SHMQ_EMPTY && spin && shmq_spin_get(q)) *status = shmq_try_next(q, &r);
-    if (*status != SHMQ_OK) return NULL;
-    if (SHMQ_UNLIKELY((r.flags & SHMQ_RECORD_BLOCK) != 0)) return take_block(q, &r, &before, status);
-    PyObject *object = from_record(&r);
-    if (SHMQ_UNLIKELY(object == NULL)) {
-        PyErr_Clear();
-        shmq_ring_unpeek(&q->ring, &q->get.ring, &before);
-        *status = SHMQ_OUT_OF_SPACE;
-        return NULL;
+    for (;;) {
+        struct shmq_record r;
+        if (SHMQ_UNLIKELY((*status = shmq_get_begin(q)) != SHMQ_OK)) return NULL;
+        struct shmq_spsc_side before = q->get.ring.spsc;
+        *status = shmq_try_next(q, &r);
+        if (*status == SHMQ_EMPTY && spin && shmq_spin_get(q)) *status = shmq_try_next(q, &r);
+        if (*status != SHMQ_OK) return NULL;
+        if (SHMQ_UNLIKELY((r.flags & SHMQ_RECORD_BLOCK) != 0)) {
+            PyObject *object = take_block(q, &r, &before, status);
+            if (*status == SHMQ_LOOK_AGAIN) continue;
+            return object;
+        }
+        PyObject *object = from_record(q, &r);
+        if (SHMQ_UNLIKELY(object == NULL)) {
+            PyErr_Clear();
+            shmq_ring_unpeek(&q->ring, &q->get.ring, &before);
+            *status = SHMQ_OUT_OF_SPACE;
+            return NULL;
+        }
+        shmq_taken(q, 1, r.bytes);
+        return object;
     }
-    shmq_taken(q, 1, r.bytes);
-    return object;
 }
 
 /* Up to `max` messages of an spsc queue, appended to `list`; the in-line ones of a run are released by one store.
@@ -562,7 +577,7 @@ static Py_ssize_t take_spsc_run(shmq_queue *q, PyObject *list, Py_ssize_t max, i
                 done += 1;
                 *status = shmq_get_begin(q); /* again: the GIL may have been away */
             }
-        } else if ((*status = append(list, from_record(&r))) == SHMQ_OK) {
+        } else if ((*status = append(list, from_record(q, &r))) == SHMQ_OK) {
             bytes += r.bytes;
             run += 1;
         } else {
@@ -574,7 +589,7 @@ static Py_ssize_t take_spsc_run(shmq_queue *q, PyObject *list, Py_ssize_t max, i
 }
 
 static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *status, int *mixed) {
-    if (!q->ring.is_mpmc) return take_spsc_run(q, list, max, status, mixed);
+    if (q->ring.is_spsc) return take_spsc_run(q, list, max, status, mixed);
     Py_ssize_t done = 0;
     for (PyObject *object; done < max && (object = take(q, 0, status)) != NULL; done++) {
         *mixed |= !PyBytes_CheckExact(object);
@@ -652,8 +667,18 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char 
     return status;
 }
 
+/* True if another try makes sense. */
+static int py_look_around(shmq_queue *q) {
+    shmq_pin(q);
+    PyThreadState *state = PyEval_SaveThread();
+    int again = shmq_look_around(q);
+    PyEval_RestoreThread(state);
+    shmq_unpin(q);
+    return again;
+}
+
 static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
-    uint64_t cursor = q->get.ring.spsc.cursor; /* under the GIL */
+    uint64_t cursor = shmq_ring_cursor(&q->ring, &q->get.ring); /* under the GIL */
     shmq_pin(q);
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_wait_get(q, cursor, deadline_ns);

@@ -50,13 +50,18 @@ class RoleTaken(ShmqError):
 
 
 class PeerDead(ShmqError):
-    """The producer died, everything that it had put is taken, and nobody has taken its place.
+    """The producer of an SPSC queue, or the last publisher of a topic, died; what was put is all taken,
+    and nobody has taken its place.
 
     ``pid``: the dead producer's, for people.  ``messages``: how many had been put up to its death, by it and
     those before it.  Raised once for each death: the next get waits for a successor."""
 
     pid: int = 0
     messages: int = 0
+
+
+class Evicted(ShmqError):
+    """A publisher ended this subscription because it was too far behind (a topic with policy "evict")."""
 
 
 class ForkedHandle(ShmqError):
@@ -152,6 +157,11 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
         "let it close its handle first",
     ),
     lib.SHMQ_PEER_DEAD: (PeerDead, "its producer died"),
+    lib.SHMQ_EVICTED: (
+        Evicted,
+        "this subscription fell a whole ring behind, or held up the arena, and a publisher ended it; "
+        "subscribe again, read faster, or create the topic with a larger ring_bytes, or with another policy",
+    ),
     lib.SHMQ_FORKED: (
         ForkedHandle,
         "this handle was inherited through fork() with loans or views alive; call reattach() to get "

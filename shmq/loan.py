@@ -15,7 +15,7 @@ from .clock import deadline_ns
 from .codec import HANDLE_BYTES, Size
 
 if TYPE_CHECKING:
-    from .queue import Queue
+    from .producer import Producer
 
 
 def _axes(shape: Any) -> tuple[int, ...]:
@@ -23,7 +23,7 @@ def _axes(shape: Any) -> tuple[int, ...]:
 
 
 class Loan:
-    """Made by ``Queue.loan``.  One thread at a time.
+    """Made by ``Queue.loan`` and ``Topic.loan``.  One thread at a time.
 
     ``array`` is the memory: writable until published, then the consumer's (it is made read-only here;
     what views were taken of it before must not be written any more)."""
@@ -32,7 +32,7 @@ class Loan:
 
     def __init__(
         self,
-        queue: "Queue",
+        queue: "Producer",
         shape: int | tuple[int, ...],
         dtype: Any,
         order: Literal["C", "F"],

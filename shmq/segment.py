@@ -142,7 +142,7 @@ def attach(name: str, timeout: float | None) -> tuple[Handle, Identity]:
 
 
 def reattach(name: str, inherited: Handle) -> Handle:
-    """A handle of a forked child's own, on the segment of the handle that it inherited."""
+    """Another handle on the segment of one that this process has, or (a forked child) inherited."""
     out = ffi.new("shmq_queue **")
     status = lib.py_reattach(inherited, out)
     if status == lib.SHMQ_SYSTEM and ffi.errno == 0:  # the descriptor is closed, and the name not its own

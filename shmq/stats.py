@@ -16,11 +16,13 @@ PREVIEW_BYTES = 1 << 16
 class QueueStats:
     """One queue at one moment.  Sizes in bytes.
 
-    ``kind`` is "spsc" or "mpmc".  ``pages`` counts arena pages by state; "cont" are the pages behind a
-    block's first.  ``producer`` and ``consumer`` are indexes of peers, None where nobody has the role (mpmc:
-    always None).  ``holds_up_put`` and ``holds_up_get``: of an mpmc queue, the peer at work in the very slot
-    that is next; a moment's matter, unless that process is stopped.
-    ``full``: a message of ``inline_bytes`` would find no room in the ring."""
+    ``kind`` is "spsc", "mpmc" or "topic".  ``pages`` counts arena pages by state; "cont" are the pages
+    behind a block's first.  ``producer`` and ``consumer`` are indexes of peers, None where nobody has the
+    role (mpmc: always None).  ``holds_up_put`` and ``holds_up_get``: of an mpmc queue, the peer at work in
+    the very slot that is next; a moment's matter, unless that process is stopped.  Of a topic,
+    ``holds_up_put`` is the slowest subscriber where publishers wait for it; ``messages_got`` is what every
+    subscriber has, ``qsize`` what the slowest has not; ``policy``, ``history`` and ``subscribers`` are None
+    for a queue. ``full``: a message of ``inline_bytes`` would find no room in the ring."""
 
     name: str
     uuid: str
@@ -43,6 +45,9 @@ class QueueStats:
     holds_up_put: int | None
     holds_up_get: int | None
     full: bool
+    policy: str | None
+    history: int | None
+    subscribers: int | None
     shutdown: Literal["open", "draining", "immediate"]
 
 
@@ -50,7 +55,9 @@ class QueueStats:
 class Peer:
     """A handle that is attached.  ``alive`` is the kernel's word; None where it could not be asked.
 
-    ``pid`` and ``comm`` are for people: they may be of another PID namespace."""
+    ``pid`` and ``comm`` are for people: they may be of another PID namespace.  ``roles``: "producer" and
+    "consumer", of a topic "publisher" and "subscriber".  Of a subscriber ``lag`` is the number of messages
+    before it, ``missed`` and ``evicted`` as in ``Subscription``."""
 
     index: int
     pid: int
@@ -66,6 +73,9 @@ class Peer:
     parks: int
     wakes: int
     held_bytes: int
+    lag: int
+    missed: int
+    evicted: bool
 
     def __str__(self) -> str:
         state = {True: "alive", False: "dead", None: "not known"}[self.alive]
@@ -108,10 +118,12 @@ def _read(c: Any, name: str) -> Any:
 def read(c: Any, name: str) -> QueueStats:
     """Statistics of an open C handle."""
     raw = _read(c, name)
+    kind = {1: "spsc", 2: "mpmc", 3: "topic"}.get(raw.kind, "unknown")
+    topic = kind == "topic"
     return QueueStats(
         name=name,
         uuid=bytes(raw.uuid).hex(),
-        kind={1: "spsc", 2: "mpmc", 3: "topic"}.get(raw.kind, "unknown"),
+        kind=kind,
         messages_put=raw.messages_put,
         messages_got=raw.messages_got,
         qsize=max(raw.messages_put - raw.messages_got, 0),
@@ -130,22 +142,27 @@ def read(c: Any, name: str) -> QueueStats:
         holds_up_put=_role(raw.holds_up_put),
         holds_up_get=_role(raw.holds_up_get),
         full=bool(raw.full),
+        policy=("block", "drop_oldest", "evict")[min(raw.policy, 2)] if topic else None,
+        history=raw.history if topic else None,
+        subscribers=raw.subscribers if topic else None,
         shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
     )
 
 
 def read_peers(c: Any, name: str) -> list[Peer]:
     """Peers of an open C handle, by index."""
-    capacity = _read(c, name).peers
+    stats = _read(c, name)
+    capacity = stats.peers
     raw = ffi.new("shmq_peer_info[]", capacity)
     count = ffi.new("uint32_t *")
     if status := lib.shmq_get_peers(c, raw, capacity, count):
         errors.raise_status(status, name)
-    return [_peer(raw[i]) for i in range(count[0])]
+    names = ("publisher", "subscriber") if stats.kind == lib.SHMQ_KIND_TOPIC else ("producer", "consumer")
+    return [_peer(raw[i], names) for i in range(count[0])]
 
 
-def _peer(raw: Any) -> Peer:
-    roles = [role for role, has in (("producer", raw.is_producer), ("consumer", raw.is_consumer)) if has]
+def _peer(raw: Any, names: tuple[str, str]) -> Peer:
+    roles = [role for role, has in zip(names, (raw.is_producer, raw.is_consumer), strict=True) if has]
     return Peer(
         index=raw.index,
         pid=raw.pid,
@@ -161,6 +178,9 @@ def _peer(raw: Any) -> Peer:
         parks=raw.parks,
         wakes=raw.wakes,
         held_bytes=raw.held_bytes,
+        lag=raw.lag,
+        missed=raw.missed,
+        evicted=bool(raw.evicted),
     )
 
 
@@ -168,6 +188,13 @@ def explain_full(c: Any, name: str) -> str:
     """Text of ``Full`` after a wait: how full, and who should have made room."""
     s = read(c, name)
     peers = read_peers(c, name)
+    if s.kind == "topic":
+        slowest = next((p for p in peers if p.index == s.holds_up_put), None)
+        who = f"{slowest} is {slowest.lag:,} messages behind" if slowest else "a publisher is at work"
+        return (
+            f"the ring of {s.ring_bytes:,} bytes is full: {who}. Read faster, wait longer, or create the "
+            "topic with a larger ring_bytes, or with another policy"
+        )
     consumers = " and ".join(str(p) for p in peers if "consumer" in p.roles) or "nobody yet"
     stuck = next(
         (f"; {p} is at work in the slot that is next" for p in peers if p.index == s.holds_up_put), ""
@@ -181,9 +208,10 @@ def explain_full(c: Any, name: str) -> str:
 def raise_peer_dead(c: Any, name: str) -> NoReturn:
     """Says who died, and behind which message."""
     raw = _read(c, name)
+    last = "last publisher" if raw.kind == lib.SHMQ_KIND_TOPIC else "producer"
     error = errors.PeerDead(
-        f"queue {name!r}: its producer (pid {raw.lost_pid}) died after message {raw.lost_messages:,}, and it "
-        "is drained; start another producer and get again, or close this handle"
+        f"queue {name!r}: its {last} (pid {raw.lost_pid}) died after message {raw.lost_messages:,}, and it "
+        "is drained; start another and get again, or close this handle"
     )
     error.pid, error.messages = raw.lost_pid, raw.lost_messages
     raise error

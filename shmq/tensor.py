@@ -272,10 +272,20 @@ def build(spec: Spec, buffer: Any, offset: int, arrays: Arrays) -> Any:
     return array if spec.plain and arrays != "torch" else _dress(array, spec, arrays)
 
 
+class _Writable:
+    """The same memory, which it keeps alive, without the mark that it is read-only."""
+
+    def __init__(self, array: NdArray) -> None:
+        self.array = array
+        shared = array.__array_interface__
+        self.__array_interface__ = {**shared, "data": (shared["data"][0], False)}
+
+
 def to_torch(array: NdArray, name: str | None) -> Any:
+    """No copy.  torch knows no read-only tensors: one over read-only memory must not be written to."""
     import torch
 
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
     return tensor.view(getattr(torch, name)) if name else tensor
 
 

@@ -54,7 +54,7 @@ _HOUR = (
     Edit("core.h", r"(define SHMQ_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
     Edit("core.h", r"(define SHMQ_SHORT_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
 )
-_ACCESSES = 13
+_ACCESSES = 16
 _HOOKS = (
     Edit("atomics.h", r"^typedef _Atomic uint64_t shmq_a64;", r"void lab_point(void);\n\g<0>"),
     Edit(
@@ -160,14 +160,15 @@ class Workshop:
         return self._programs[key]
 
     def mutant(self, program: str, variant_name: str, name: str, edit: Edit) -> Path:
-        """The same with one source of the core changed."""
+        """The same with one source, or header, of the core changed."""
         variant = VARIANTS[variant_name]
         core = dict(self._core(variant))
         home = self.directory / f"mutant-{name}"
         sources = home / "csrc"
         shutil.copytree(self.directory / variant_name / "csrc", sources)
         edit.apply(sources)
-        core[edit.file] = self._compile(sources / edit.file, sources, home / "changed.o", variant.flags)
+        for file in [edit.file] if edit.file.endswith(".c") else list(core):
+            core[file] = self._compile(sources / file, sources, home / f"{file}.o", variant.flags)
         return self._link(
             home / source_of(program).stem, variant, [self._object(program, variant), *core.values()]
         )

@@ -33,6 +33,7 @@ UNIT = [
     "test_queue",
     "threads",
     "crowd",
+    "audience",
 ]
 KILLS = 100
 MUTATIONS = 10_000
@@ -162,7 +163,10 @@ def asan(arguments: list[str]) -> int:
 def tsan(arguments: list[str]) -> int:
     del arguments
     return c_tests(
-        "tsan", ["threads", "crowd"], [], {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE}
+        "tsan",
+        ["threads", "crowd", "audience"],
+        [],
+        {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE},
     )
 
 

@@ -63,7 +63,7 @@ def control(name: str, edit: tuple[str, str, str], job: tuple[str, ...], reason:
 
 REPAIRS = ("--every", "0", "--depth", "2", "--every-repair", "0")
 COMMIT_EARLY = r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)"
-ROLES = r"^    struct shmq_roles \*roles = .*;"
+ROLES = r"^    uint64_t consumer = load_acquire\(&roles->consumer\);"
 
 CONTROLS = [
     # publishing
@@ -101,7 +101,7 @@ CONTROLS = [
         "record_released_before_its_lease",
         (
             "shmq.c",
-            r"^            status = receive\(q, &record, m\);\n +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
+            r"^            status = receive\(q, &record, m\);\n.*LOOK_AGAIN.*\n +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
             "            shmq_taken(q, 1, 0);\n            status = receive(q, &record, m);\n"
             "            if (status == SHMQ_OK) return status;",
         ),
@@ -152,7 +152,7 @@ CONTROLS = [
     ),
     control(
         "role_given_up_before_the_repair",
-        ("recover.c", ROLES, r"\g<0> give_up(&roles->consumer, dead);"),
+        ("recover.c", ROLES, r"    give_up(&roles->consumer, dead);\n\g<0>"),
         ("get block", "spsc"),
         r'a get says "segment corrupt"',
     ),
@@ -166,8 +166,8 @@ CONTROLS = [
         "entry_freed_before_the_repair",
         (
             "recover.c",
-            r"^        if \(ring->is_mpmc\) recover_mpmc\(",
-            r"        store_release(&s->peers[i].word, 0);\n\g<0>",
+            r"^        if \(lock < 0\) continue;",
+            r"\g<0>\n        store_release(&s->peers[i].word, 0);",
         ),
         ("put block", "mpmc", *REPAIRS),
         r"its repairer killed .* pages are still (?:loaned|in flight)",

@@ -53,7 +53,7 @@ class Machine(stateful.RuleBasedStateMachine):
         self.shut_down = ""
         self.name = f"{RUN}-{secrets.token_hex(4)}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("shmq.queue.CURSOR_START", self.cursor)
+            patch.setattr("shmq.handle.CURSOR_START", self.cursor)
             self.keeper = shmq.Queue.create(
                 self.name,
                 ring_bytes=RING_BYTES,

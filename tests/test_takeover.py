@@ -164,7 +164,7 @@ class Victim:
 @pytest.mark.parametrize("whom", ["producers", "consumers", "both"])
 @pytest.mark.timeout(60 + DEATHS * 2)
 def test_take_over(make: Make, monkeypatch: pytest.MonkeyPatch, whom: str, cursor: int) -> None:
-    monkeypatch.setattr("shmq.queue.CURSOR_START", cursor)
+    monkeypatch.setattr("shmq.handle.CURSOR_START", cursor)
     rng = random.Random(f"{whom}{cursor}" + (str(time.time()) if SOAK else ""))
     q = make(ring_bytes=4096, arena_bytes=40 * (16 << 10), inline_bytes=512, max_peers=8)
     ledger = Ledger(lives=DEATHS + 2, capacity=4_000_000 if SOAK else 400_000)

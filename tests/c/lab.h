@@ -64,6 +64,7 @@ static inline void lab_die(shmq_queue *q) {
 static inline void lab_bury(shmq_queue *q) {
     shmq_segment_unmap(&q->segment);
     free(q->inline_copy);
+    free(q->buffers);
     free(q);
 }
 
@@ -78,11 +79,11 @@ static inline shmq_queue *lab_clone(const shmq_queue *q) {
     c->canary = q->canary;
     store_relaxed(&c->put.waiter.spin_ns, load_relaxed(&q->put.waiter.spin_ns));
     store_relaxed(&c->get.waiter.spin_ns, load_relaxed(&q->get.waiter.spin_ns));
+    CHECK(shmq_prepare(c));
     c->segment.fd = fcntl(q->segment.fd, F_DUPFD_CLOEXEC, 3);
     CHECK(c->segment.fd >= 0);
     OK(shmq_peers_join(&c->segment, &c->me));
-    c->arena.owner = c->ring.mpmc.owner = c->me.index;
-    c->counters = &c->segment.peers[c->me.index];
+    shmq_settle_in(c);
     atomic_store(&c->users, 1);
     atomic_store(&c->references, 1);
     store32_release(&c->open, 1);
@@ -95,6 +96,7 @@ static inline void lab_end_clone(shmq_queue *c) {
     shmq_peers_leave(&c->segment, &c->me);
     close(c->segment.fd);
     free(c->inline_copy);
+    free(c->buffers);
     free(c);
 }
 

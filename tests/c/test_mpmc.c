@@ -15,7 +15,7 @@ static struct {
     uint8_t slots[SLOTS * SLOT_BYTES];
     uint64_t beyond[16];
 } rig __attribute__((aligned(128)));
-static struct shmq_mpmc mine, others;
+static struct shmq_slots mine, others;
 static struct shmq_mpmc_side put, get, got;
 static uint64_t start;
 
@@ -27,14 +27,14 @@ static void rig_at(uint64_t cursor) {
     memset(&rig, 0, sizeof rig);
     memset(rig.before, 0xbb, sizeof rig.before);
     memset(rig.beyond, 0xbb, sizeof rig.beyond);
-    mine = (struct shmq_mpmc){.slots = rig.slots,
-                              .mask = SLOTS - 1,
-                              .shift = 2,
-                              .slot_bytes = SLOT_BYTES,
-                              .inline_bytes = SLOT_BYTES - 32,
-                              .owner = ME,
-                              .tail = &rig.tail,
-                              .head = &rig.head};
+    mine = (struct shmq_slots){.slots = rig.slots,
+                               .mask = SLOTS - 1,
+                               .shift = 2,
+                               .slot_bytes = SLOT_BYTES,
+                               .inline_bytes = SLOT_BYTES - 32,
+                               .owner = ME,
+                               .tail = &rig.tail,
+                               .head = &rig.head};
     others = mine;
     others.owner = OTHER;
     start = cursor;
@@ -64,13 +64,13 @@ static void place(uint32_t state, uint32_t owner, uint64_t position) {
         CHECK_EQ(load_relaxed(&rig.head.cursor), (uint64_t)(head_));                                         \
     } while (0)
 
-static void send(const struct shmq_mpmc *ring, uint64_t number) {
+static void send(const struct shmq_slots *ring, uint64_t number) {
     struct shmq_record r;
     OK(shmq_mpmc_try_reserve(ring, &put, sizeof number, 0x1234, 0, &r));
     memcpy(r.payload, &number, sizeof number);
     shmq_mpmc_commit(ring, &put);
 }
-static uint64_t receive(const struct shmq_mpmc *ring) {
+static uint64_t receive(const struct shmq_slots *ring) {
     struct shmq_record r;
     uint64_t number;
     OK(shmq_mpmc_try_peek(ring, &get, &r));

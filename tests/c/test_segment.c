@@ -84,7 +84,12 @@ TEST(sizes_out_of_range_are_refused) {
         {4096, 0, 0, 64, 0, SHMQ_KIND_SPSC, 0},
         {4096, 0, 0, 64, 4096, SHMQ_KIND_SPSC, 0},
         {4096, 0, 0, 64, 1, 0, 0}, /* no kind */
-        {4096, 0, 0, 64, 1, 3, 0},
+        {4096, 0, 0, 64, 1, 4, 0},
+        {4096, 0, 0, 64, 1, SHMQ_KIND_MPMC, SHMQ_EVICT}, /* only topics have a policy, and a history */
+        {4096, 0, 0, 64, 1, SHMQ_KIND_SPSC, .history = 1},
+        {4096, 0, 0, 64, 1, SHMQ_KIND_TOPIC, SHMQ_EVICT + 1},
+        {4096, 0, 0, 96, 1, SHMQ_KIND_TOPIC, .history = 17}, /* more than half of 32 slots */
+        {4096, 0, 0, 64, 52, SHMQ_KIND_TOPIC, 0},            /* more peers than bits */
         {4096, 0, 0, UINT32_MAX, 1, SHMQ_KIND_MPMC, 0},
         {UINT64_C(1) << 30, 0, 0, 4096, 1, SHMQ_KIND_MPMC,
          0}, /* a power of two of slots is more than 1 GiB */
@@ -154,8 +159,12 @@ TEST(a_header_must_be_ours_in_every_field) {
     h->fingerprint ^= 1;
     CHECK_EQ(attach_status(fd), SHMQ_ABI_MISMATCH);
     h->fingerprint ^= 1;
-    h->kind = 3;
+    h->kind = 4;
     CHECK_EQ(attach_status(fd), SHMQ_ABI_MISMATCH);
+    h->kind = SHMQ_KIND_SPSC;
+    h->flags = SHMQ_EVICT; /* a policy, and no topic */
+    CHECK_EQ(attach_status(fd), SHMQ_ABI_MISMATCH);
+    h->flags = 0;
     h->kind = SHMQ_KIND_MPMC; /* but the geometry is a byte ring's */
     CHECK_EQ(attach_status(fd), SHMQ_NOT_A_SEGMENT);
     h->kind = SHMQ_KIND_SPSC;

@@ -188,7 +188,7 @@ static uint64_t number_in(const struct shmq_record *record) {
 }
 
 /* Slots that hold a message, also one that a dead consumer was reading, in the order of their positions. */
-static void committed_in_slots(const struct shmq_mpmc *ring, struct numbers *numbers) {
+static void committed_in_slots(const struct shmq_slots *ring, struct numbers *numbers) {
     uint64_t positions[MOST];
     for (uint64_t i = 0; i <= ring->mask; i++) {
         struct shmq_slot *slot = (struct shmq_slot *)(void *)(ring->slots + i * ring->slot_bytes);
@@ -213,7 +213,7 @@ static struct numbers committed(void) {
     struct numbers numbers = {0};
     const struct shmq_ring *ring = &bench.peer[SURVIVOR]->ring;
     struct shmq_record record;
-    if (ring->is_mpmc) committed_in_slots(&ring->mpmc, &numbers);
+    if (!ring->is_spsc) committed_in_slots(&ring->mpmc, &numbers);
     else
         for (; numbers.n < MOST && shmq_spsc_look(&ring->spsc, (uint32_t)numbers.n, &record) == SHMQ_OK;)
             numbers.of[numbers.n++] = number_in(&record);

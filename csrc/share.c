@@ -1,0 +1,104 @@
+/* share.c: the blocks of a topic, which the ring and many readers hold together.
+ *
+ * Idea: arena.c knows who holds a block, topic.c which message names it; here the two are brought together.  The
+ * ring holds a block from its publication on.  Its hold ends as soon as every subscriber has taken the message
+ * and it is older than the history; at the latest before its slot is claimed for the next lap (which then need not
+ * look back: hence a block that the ring holds always has a message that names it, or an owner who died before it
+ * published).
+ *
+ * Whoever ends the ring's hold takes a hold of its own first.  Held, the block cannot begin another life, so one
+ * look at the slot behind that says whether it is this message's still; without it, a process that was stopped
+ * between its look and its CAS could end the hold on another message's block, many lives later.
+ */
+#include "core.h"
+
+/* True if we ended the ring's hold on the block of the message at `position`. */
+static bool drop(const struct shmq_topic *t, struct shmq_arena *a, uint64_t position) {
+    uint64_t handle, again;
+    uint32_t page;
+    if (!shmq_topic_names(t, position, &handle)) return false;
+    /* Not to be had: the ring holds it no more; or it is a lease of our own, whose end will do this. */
+    if (shmq_arena_hold(a, handle, &page) != SHMQ_OK) return false;
+    bool still = shmq_topic_names(t, position, &again) && again == handle;
+    /* Death here: a hold in our name, and the message as before. */
+    shmq_arena_let_go(a, page, still);
+    return still;
+}
+
+void shmq_share_clear(const struct shmq_topic *t, struct shmq_topic_side *publisher, struct shmq_arena *a) {
+    (void)drop(t, a, publisher->position - (t->slots.mask + 1)); /* what the slot still has */
+    publisher->cleared = true;
+}
+
+bool shmq_share_trim(const struct shmq_topic *t, struct shmq_arena *a) {
+    bool any = false;
+    for (uint64_t at; shmq_topic_next_spent(t, shmq_topic_needed_from(t, true), &at);) any |= drop(t, a, at);
+    return any;
+}
+
+/* What is kept for late subscribers goes first, then, as the policy has it, what has not been read. */
+bool shmq_share_reclaim(const struct shmq_topic *t, struct shmq_arena *a) {
+    uint64_t tail = load_acquire(&t->slots.tail->cursor);
+    uint64_t end = t->policy == SHMQ_DROP_OLDEST ? tail : shmq_topic_needed_from(t, false);
+    for (uint64_t at; shmq_topic_next_spent(t, end, &at);)
+        if (drop(t, a, at)) return true;
+    int32_t who;
+    uint64_t behind = shmq_topic_lag(t, &who);
+    return t->policy == SHMQ_EVICT && behind > 0 && shmq_topic_evict(t, tail, behind - 1);
+}
+
+void shmq_share_expire(const struct shmq_topic *t, const struct shmq_topic_side *publisher,
+                       struct shmq_arena *a) {
+    uint64_t old = publisher->position - t->history, handle;
+    if (t->history == 0 || !shmq_topic_names(t, old, &handle)) return;
+    if ((int64_t)(shmq_topic_needed_from(t, true) - old) > 0) (void)drop(t, a, old);
+}
+
+int shmq_share_lease(const struct shmq_topic *t, struct shmq_arena *a, uint64_t handle, uint64_t position,
+                     uint32_t *page, uint64_t *word) {
+    uint64_t again;
+    int status = shmq_arena_hold(a, handle, page);
+    if (status != SHMQ_OK) return status == SHMQ_EMPTY ? SHMQ_LOOK_AGAIN : status;
+    bool still = shmq_topic_names(t, position >> 3, &again) && again == handle;
+    *word = load_acquire(&a->words[*page]);
+    if (still && shmq_word_state(*word) == SHMQ_PAGE_INFLIGHT &&
+        shmq_word_generation(*word) == shmq_handle_generation(handle) &&
+        shmq_word_argument(*word) == shmq_cursor_argument(position))
+        return SHMQ_OK;
+    shmq_arena_let_go(a, *page, false);
+    return still ? SHMQ_CORRUPT : SHMQ_LOOK_AGAIN;
+}
+
+void shmq_share_release(const struct shmq_topic *t, struct shmq_arena *a, uint32_t page, uint64_t word) {
+    uint64_t position = shmq_topic_position_of(t, shmq_word_argument(word));
+    /* Of two who leave at once, one must see that the other has read it: our cursor before our look. */
+    full_fence();
+    bool spent = (int64_t)(shmq_topic_needed_from(t, true) - position) > 0;
+    shmq_arena_let_go(a, page, spent);
+}
+
+struct shared {
+    const struct shmq_topic *topic;
+    const struct shmq_arena *arena;
+};
+
+/* A block whose owner died.  Where the ring does not hold it, it is its readers' (it was published once).  Where it
+ * does and no message names it, it was never published: the hold ends before the slot goes on, so it is looked at
+ * again behind the slot. */
+static bool is_published(const void *context, uint64_t argument, uint64_t handle) {
+    const struct shared *s = context;
+    uint64_t named;
+    if (!shmq_arena_is_shared(s->arena, handle)) return true;
+    if (shmq_topic_names(s->topic, shmq_topic_position_of(s->topic, argument), &named) && named == handle)
+        return true;
+    return !shmq_arena_is_shared(s->arena, handle);
+}
+
+void shmq_share_recover(const struct shmq_topic *t, struct shmq_arena *a, uint32_t dead) {
+    const struct shared context = {t, a};
+    struct shmq_arena hands = *a;
+    hands.owner = dead; /* a hold that we take dies with us as the dead's: the next reaper ends it */
+    shmq_arena_recover_readers(a, dead);
+    shmq_arena_recover(a, dead, is_published, &context);
+    (void)shmq_share_trim(t, &hands);
+}

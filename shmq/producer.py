@@ -1,0 +1,108 @@
+"""``Producer``: what ``Queue`` and ``Topic`` share of putting.
+
+A put is ``encode -> one C call``.  Only what did not go through at once takes the slow path: try, wait in
+slices of at most 100 ms so that Python runs its signal handlers, try again.
+"""
+
+import time
+from typing import Any, Literal
+
+from . import codec, errors, stats
+from ._core import lib
+from .clock import deadline_ns, slice_end_ns
+from .codec import Size
+from .handle import Handle
+from .loan import Loan
+
+
+class Producer(Handle):
+    """The side of a handle that puts."""
+
+    __slots__ = ()
+
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever) if ``block``.
+
+        bytes, bytearray and memoryview travel as they are; None, bool, int, float, str, list, tuple, dict,
+        dataclass and msgspec.Struct as msgpack; arrays (numpy, torch on the CPU, DLPack exporters), alone or
+        anywhere inside those, beside it, copied once.  Dense arrays keep C or Fortran order, others arrive
+        in C order.
+
+        Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
+        ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
+        if timeout is not None and block:
+            deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
+        status = self._put(obj)
+        if status is not None:
+            self._put_slow(obj, status, block, timeout)
+
+    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None) -> None:
+        """Whatever is not bytes or a plain array, and whatever did not go through at once."""
+        deadline = deadline_ns(timeout) if block else 0
+        send, args, count, keep = codec.encode(obj, self._options[0])
+        if status == lib.PY_ENCODE:
+            status = send(self._c, *args)
+        while status:
+            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
+                self._wait_put(status, count(), deadline)
+            else:
+                self._recover_or_raise(status, count().block_bytes)
+            status = send(self._c, *args)
+        del keep  # alive until here: the C side reads it
+
+    def _wait_put(self, status: int, size: Size, deadline: int) -> None:
+        """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
+        if time.monotonic_ns() >= deadline:
+            if lib.py_look_around(self._c):
+                return
+            self._raise_full(status, size.block_bytes, waited=deadline > 0)
+        c = self._c
+        if status == lib.SHMQ_FULL:
+            lib.py_wait_put(c, False, size.record_bytes(self._inline_bytes), slice_end_ns(deadline))
+        else:
+            lib.py_wait_put(c, True, size.block_bytes, slice_end_ns(deadline))
+
+    def _raise_full(self, status: int, size: int, waited: bool) -> None:
+        if not waited:  # whoever tries without waiting wants to know soon: no look at the peers
+            errors.raise_status(status, self.name, self._full_texts[status == lib.SHMQ_ARENA_FULL])
+        if status == lib.SHMQ_FULL:
+            errors.raise_status(status, self.name, stats.explain_full(self._c, self.name))
+        errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size))
+
+    def put_nowait(self, obj: Any) -> None:
+        """``put(obj, block=False)``."""
+        self.put(obj, block=False)
+
+    def put_many(self, objs: Any, timeout: float | None = None) -> int:
+        """Puts every object of an iterable, in order; runs of bytes are published together.
+
+        Returns how many.  ``Full`` (and every other error) says in ``.done`` how many are in the queue."""
+        items = objs if type(objs) is list else list(objs)
+        deadline = deadline_ns(timeout)
+        done = 0
+        try:
+            while done < len(items):
+                sent = lib.py_put_many(self._c, id(items), done)
+                if sent > 0:
+                    done += sent
+                elif sent == -lib.SHMQ_FULL:
+                    n = len(items[done])
+                    self._wait_put(lib.SHMQ_FULL, Size(n, n, is_array=False), deadline)
+                else:
+                    left = None if timeout is None else max(deadline - time.monotonic_ns(), 0) / 1e9
+                    self.put(items[done], timeout=left)
+                    done += 1
+        except errors.ShmqError as e:
+            e.done = done  # type: ignore[attr-defined]
+            raise
+        return done
+
+    def loan(
+        self, shape: int | tuple[int, ...], dtype: Any, *, order: Literal["C", "F"] = "C",
+        timeout: float | None = None,
+    ) -> Loan:  # fmt: skip
+        """Lends an array of shared memory to write in place, so that sending it copies nothing.
+
+        As a context manager it is published on a clean exit and discarded on an exception.  Waits up to
+        ``timeout`` seconds for arena pages; its content is whatever lay there before."""
+        return Loan(self, shape, dtype, order, deadline_ns(timeout))
