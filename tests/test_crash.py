@@ -101,7 +101,8 @@ CONTROLS = [
         "record_released_before_its_lease",
         (
             "shmq.c",
-            r"^            status = receive\(q, &record, m\);\n.*LOOK_AGAIN.*\n +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
+            r"^            status = receive\(q, &record, m\);\n.*LOOK_AGAIN.*\n"
+            r" +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
             "            shmq_taken(q, 1, 0);\n            status = receive(q, &record, m);\n"
             "            if (status == SHMQ_OK) return status;",
         ),
