@@ -65,15 +65,18 @@ static void stream_out(uint64_t random) {
     }
 }
 
-/* Keeps up to a few messages, gives them back in any order. */
+/* Keeps up to a few messages, gives them back in any order; all of them where no other comes: the producer may be
+ * waiting for their pages. */
 static void stream_in(uint64_t random) {
     enum { KEEP = 4 };
     shmq_queue *q = lab_attach(fd);
     shmq_message kept[KEEP] = {{0}};
     for (uint64_t number = load_acquire(&notes->got);;) {
         shmq_message m;
-        int status = shmq_get(q, &m, SHMQ_FOREVER);
-        if (status == SHMQ_PEER_DEAD) status = shmq_get(q, &m, SHMQ_FOREVER); /* told once: another comes */
+        int status = shmq_get(q, &m, shmq_deadline(20 * MS));
+        if (status == SHMQ_EMPTY)
+            for (int i = 0; i < KEEP; i++) shmq_message_release(&kept[i]);
+        if (status == SHMQ_EMPTY || status == SHMQ_PEER_DEAD) continue; /* told once: another comes */
         OK(status);
         follows(message_number(m.data, m.bytes), &number);
         store_release(&notes->got, number);
