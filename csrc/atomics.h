@@ -28,9 +28,6 @@ static inline uint64_t load_relaxed(const shmq_a64 *p) {
 static inline uint64_t load_acquire(const shmq_a64 *p) {
     return atomic_load_explicit(p, memory_order_acquire);
 }
-static inline uint64_t load_seq_cst(const shmq_a64 *p) {
-    return atomic_load_explicit(p, memory_order_seq_cst);
-}
 static inline void store_relaxed(shmq_a64 *p, uint64_t v) {
     atomic_store_explicit(p, v, memory_order_relaxed);
 }
@@ -45,6 +42,19 @@ static inline bool cas_acq_rel(shmq_a64 *p, uint64_t *expected, uint64_t desired
 
 static inline uint64_t add_seq_cst(shmq_a64 *p, uint64_t v) {
     return atomic_fetch_add_explicit(p, v, memory_order_seq_cst);
+}
+
+/* Two processes that each store and then look at the other's word: with all four of them seq_cst, one of them sees
+ * the other's store.  An acquire may become ARM's ldapr, which can overtake an earlier release. */
+static inline uint64_t load_seq_cst(const shmq_a64 *p) {
+    return atomic_load_explicit(p, memory_order_seq_cst);
+}
+static inline void store_seq_cst(shmq_a64 *p, uint64_t v) {
+    atomic_store_explicit(p, v, memory_order_seq_cst);
+}
+static inline bool cas_seq_cst(shmq_a64 *p, uint64_t *expected, uint64_t desired) {
+    return atomic_compare_exchange_strong_explicit(p, expected, desired, memory_order_seq_cst,
+                                                   memory_order_seq_cst);
 }
 
 static inline uint32_t load32_relaxed(const shmq_a32 *p) {

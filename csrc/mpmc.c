@@ -33,6 +33,8 @@
  * dies before it moves the head back; or a consumer sees the slot taken, sleeps, and moves the head on when the
  * message is there again.  So a consumer that moved the head over a taken slot looks at the slot once more, every
  * repair pass ends with a look behind the head, and a READY slot of an earlier lap is taken by whoever meets it.
+ * Both store, then look: the one READY (B1), then the head (B2); the other the head (H1), then the slot (H2).  All
+ * four are seq_cst, so one of the two sees the other's store and moves the head back.
  *
  * FIFO: a producer's positions only grow, since it moves the tail beyond each slot that it claimed before it
  * looks for the next.  A message that is delivered again may come late.
@@ -60,7 +62,7 @@ static void catch_up(const struct shmq_slots *ring, uint64_t at, uint64_t ahead)
 
 /* Progress: a CAS fails only because the head was moved, and it is moved back only for a message. */
 static void move_back(struct shmq_cursor_line *head, uint64_t position) {
-    uint64_t seen = load_acquire(&head->cursor);
+    uint64_t seen = load_seq_cst(&head->cursor); /* B2 */
     while ((int64_t)(seen - position) > 0 && !cas_acq_rel(&head->cursor, &seen, position)) {}
 }
 
@@ -175,7 +177,7 @@ int shmq_mpmc_try_peek(const struct shmq_slots *ring, struct shmq_mpmc_side *con
             if (ahead < 0) return SHMQ_EMPTY; /* a slow consumer holds up its slot */
             shmq_move_on(ring->head, at);
             /* It may have been put back meanwhile, and we moved over it. */
-            if (load_acquire(&slot->word) == shmq_word_for(ring, SHMQ_SLOT_READY, 0, at))
+            if (load_seq_cst(&slot->word) == shmq_word_for(ring, SHMQ_SLOT_READY, 0, at)) /* H2 */
                 move_back(ring->head, at);
             continue;
         default: /* FREE, WRITING: not there yet */ return SHMQ_EMPTY;
@@ -191,7 +193,7 @@ void shmq_mpmc_release(const struct shmq_slots *ring, struct shmq_mpmc_side *con
 
 /* For want of memory: the message is there again.  Death between the two: see the head of this file. */
 void shmq_mpmc_unpeek(const struct shmq_slots *ring, struct shmq_mpmc_side *consumer) {
-    store_release(&shmq_slot_at(ring, consumer->position)->word,
+    store_seq_cst(&shmq_slot_at(ring, consumer->position)->word, /* B1 */
                   shmq_word_for(ring, SHMQ_SLOT_READY, 0, consumer->position));
     move_back(ring->head, consumer->position);
 }
@@ -278,7 +280,8 @@ bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint6
     uint32_t state = shmq_slot_state(word);
     uint64_t low = shmq_slot_lap(word) << ring->shift | (argument & ring->mask);
     return (state == SHMQ_SLOT_READY || state == SHMQ_SLOT_READING) &&
-           shmq_cursor_argument(low << 3) == argument && load_relaxed(&slot->handle) == handle;
+           shmq_cursor_argument(low << 3) == argument &&
+           load_acquire(&slot->handle) == handle; /* N2 <- N1: before the page's word is looked at again */
 }
 
 uint64_t shmq_mpmc_next_read_by(const struct shmq_slots *ring, uint32_t dead, uint64_t from,
@@ -305,14 +308,15 @@ void shmq_mpmc_recover(const struct shmq_slots *ring, uint32_t dead) {
             (void)cas_acq_rel(&slot->word, &word, shmq_slot_word(SHMQ_SLOT_TOMB, 0, shmq_slot_lap(word)));
         } else if (state == SHMQ_SLOT_READING) {
             store32_relaxed(&slot->deliveries, load32_relaxed(&slot->deliveries) + 1);
-            (void)cas_acq_rel(&slot->word, &word, shmq_slot_word(SHMQ_SLOT_READY, 0, shmq_slot_lap(word)));
+            (void)cas_seq_cst(&slot->word, &word,
+                              shmq_slot_word(SHMQ_SLOT_READY, 0, shmq_slot_lap(word))); /* B1 */
         }
     }
 }
 
 /* The word wins over the hint.  Death in here: the next pass does it. */
 void shmq_mpmc_settle(const struct shmq_slots *ring) {
-    uint64_t head = load_acquire(&ring->head->cursor), least = head;
+    uint64_t head = load_seq_cst(&ring->head->cursor), least = head; /* B2 */
     for (uint64_t i = 0; i <= ring->mask; i++) {
         uint64_t word = load_acquire(&shmq_slot_at(ring, i)->word);
         if (shmq_slot_state(word) != SHMQ_SLOT_READY) continue;

@@ -361,7 +361,8 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     h->deliveries = 0;
     h->producer = q->me.index;
     if (meta_bytes > 0) memcpy(h->meta, meta, meta_bytes);
-    store_relaxed((shmq_a64 *)(void *)record.payload, shmq_handle(b->page, shmq_word_generation(b->word)));
+    /* N1 -> N2: who finds this handle in a slot finds the pages as the slot's last reader left them. */
+    store_release((shmq_a64 *)(void *)record.payload, shmq_handle(b->page, shmq_word_generation(b->word)));
     if (q->ring.is_topic) shmq_arena_share(&q->arena, b->page, b->word);
     /* Death before: LOANED, freed.  Death between this and the commit: INFLIGHT at a position that was never
      * published, freed.  Death after the commit: the message is delivered. */

@@ -36,7 +36,7 @@ static inline int64_t shmq_laps_ahead(const struct shmq_slots *s, uint64_t word,
 }
 /* Fails where somebody else moved it: then it is not late any more. */
 static inline void shmq_move_on(struct shmq_cursor_line *hint, uint64_t position) {
-    (void)cas_acq_rel(&hint->cursor, &position, position + 1);
+    (void)cas_seq_cst(&hint->cursor, &position, position + 1); /* H1, see mpmc.c */
 }
 
 #endif

@@ -216,6 +216,7 @@ int shmq_spsc_look(const struct shmq_spsc *ring, uint32_t index, struct shmq_rec
         if (i == index) break;
     }
     /* What looks broken was overtaken, if the consumer moved meanwhile. */
+    if (status == SHMQ_CORRUPT) full_fence(); /* what was read of records, before the head is read again */
     bool overtaken = status == SHMQ_CORRUPT && load_acquire(&ring->head->cursor) != onlooker.cursor;
     return overtaken ? SHMQ_EMPTY : status;
 }

@@ -54,7 +54,7 @@ _HOUR = (
     Edit("core.h", r"(define SHMQ_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
     Edit("core.h", r"(define SHMQ_SHORT_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
 )
-_ACCESSES = 16
+_ACCESSES = 18
 _HOOKS = (
     Edit("atomics.h", r"^typedef _Atomic uint64_t shmq_a64;", r"void lab_point(void);\n\g<0>"),
     Edit(

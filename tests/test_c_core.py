@@ -274,9 +274,13 @@ BUGS = [
         "word_for(ring, SHMQ_SLOT_FREE, 0, consumer->position)",
         "test_mpmc",
     ),
-    bug("any_lap_will_do", "mpmc.c", r"shmq_cursor_argument\(low << 3\) == argument && ", "", "test_mpmc"),
+    bug("any_lap_will_do", "mpmc.c", r"shmq_cursor_argument\(low << 3\) == argument &&\n", "", "test_mpmc"),
     bug(
-        "a_handle_is_not_compared", "mpmc.c", r" && load_relaxed\(&slot->handle\) == handle", "", "test_mpmc"
+        "a_handle_is_not_compared",
+        "mpmc.c",
+        r" &&\n\s+load_acquire\(&slot->handle\) == handle",
+        "",
+        "test_mpmc",
     ),
     bug(
         "laps_do_not_wrap",
