@@ -144,7 +144,7 @@ static int map(struct shmq_segment *s, int fd, uint64_t bytes, uint64_t large_at
         errno = error;
         return error == ENOMEM ? SHMQ_OUT_OF_SPACE : SHMQ_SYSTEM;
     }
-    uint64_t mapped = round_up(bytes, SHMQ_PAGE);
+    uint64_t mapped = round_up(bytes, (uint64_t)sysconf(_SC_PAGESIZE)); /* 4 to 64 KiB */
     if (at > hole) munmap(hole, (size_t)(at - hole));
     if (at + mapped < hole + span) munmap(at + mapped, (size_t)(hole + span - (at + mapped)));
     /* Both are wishes: no huge pages and a dump of gigabytes are not errors. */

@@ -8,6 +8,8 @@ A variant is the core's sources with edits, and compiler flags:
     plain        as it is, assertions on
     long_slices  a wait sleeps for an hour before it looks again: a lost wake-up is a hang
     points       the same, and every atomic access calls lab_point() first (see points.c)
+    no_barrier   long_slices, and the kernel has no membarrier
+    big_pages    the kernel has pages of 64 KiB (see big_pages.c)
     asan, tsan   under the sanitizers
 
 A mutant is a variant with one more edit, which a test has to notice.
@@ -54,6 +56,10 @@ _HOUR = (
     Edit("core.h", r"(define SHMQ_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
     Edit("core.h", r"(define SHMQ_SHORT_SLICE_NS) .*", r"\1 INT64_C(3600000000000)"),
 )
+_NO_BARRIER = (
+    Edit("wait.c", r"return syscall\(SYS_membarrier, command, 0, 0\);", "(void)command; return -1;"),
+)
+_BIG_PAGES = "-Wl," + ",".join(f"--wrap={name}" for name in ("mmap", "munmap", "madvise", "sysconf"))
 _ACCESSES = 18
 _HOOKS = (
     Edit("atomics.h", r"^typedef _Atomic uint64_t shmq_a64;", r"void lab_point(void);\n\g<0>"),
@@ -83,6 +89,8 @@ VARIANTS = {
         Variant("plain"),
         Variant("long_slices", edits=_HOUR),
         Variant("points", edits=_HOUR + _HOOKS),
+        Variant("no_barrier", edits=_HOUR + _NO_BARRIER),
+        Variant("big_pages", ("-O2", _BIG_PAGES)),
         Variant("asan", (*_SANITIZE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")),
         Variant("tsan", (*_SANITIZE, "-fsanitize=thread", "-Wno-tsan"), _KERNEL_EDGE),
     )
@@ -100,18 +108,20 @@ def run(*command: str | Path) -> None:
 
 @dataclass
 class Workshop:
-    """Builds on demand, each thing once, in ``directory``."""
+    """Builds on demand, each thing once, in ``directory``; ``machine``: flags of a cross compiler ``cc``."""
 
     directory: Path
     csrc: Path = CSRC
+    cc: str | None = CC
+    machine: tuple[str, ...] = ()
     _cores: dict[str, dict[str, Path]] = field(default_factory=dict)
     _objects: dict[tuple[str, str], Path] = field(default_factory=dict)
     _programs: dict[tuple[str, str], Path] = field(default_factory=dict)
 
     def _compile(self, source: Path, include: Path, target: Path, flags: Iterable[str]) -> Path:
-        assert CC is not None
-        common = ["-std=c11", "-g", "-UNDEBUG", "-Wall", "-Wextra", "-pthread"]
-        run(CC, *common, *flags, f"-I{include}", f"-I{PROGRAMS}", "-c", source, "-o", target)
+        assert self.cc is not None
+        common = ["-std=c11", "-g", "-UNDEBUG", "-Wall", "-Wextra", "-pthread", *self.machine]
+        run(self.cc, *common, *flags, f"-I{include}", f"-I{PROGRAMS}", "-c", source, "-o", target)
         return target
 
     def _core(self, variant: Variant) -> dict[str, Path]:
@@ -144,8 +154,8 @@ class Workshop:
         return self._objects[key]
 
     def _link(self, target: Path, variant: Variant, objects: Iterable[Path]) -> Path:
-        assert CC is not None
-        run(CC, *variant.flags, *objects, "-pthread", "-o", target)
+        assert self.cc is not None
+        run(self.cc, *self.machine, *variant.flags, *objects, "-pthread", "-o", target)
         return target
 
     def program(self, program: str, variant_name: str) -> Path:

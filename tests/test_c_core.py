@@ -79,9 +79,15 @@ def test_points(workshop: Workshop, program: str, test: str) -> None:
 
 
 @cases("wakes")
-def test_wakes(workshop: Workshop, program: str, test: str) -> None:
-    """No wake-up is lost, where a lost one would be a hang."""
-    passes(workshop.program(program, "long_slices"), test)
+@pytest.mark.parametrize("variant", ["long_slices", "no_barrier"])
+def test_wakes(workshop: Workshop, program: str, test: str, variant: str) -> None:
+    """No wake-up is lost, where a lost one would be a hang; also where wakers have to fence themselves."""
+    passes(workshop.program(program, variant), test)
+
+
+@cases("big_pages")
+def test_big_pages(workshop: Workshop, program: str, test: str) -> None:
+    passes(workshop.program(program, "big_pages"), test)
 
 
 @cases("threads", "crowd", "audience")
@@ -119,7 +125,8 @@ class Bug:
     test: str = ""
 
     def variant(self) -> str:
-        return {"points": "points", "wakes": "long_slices", "damage": "asan"}.get(self.program, "plain")
+        own = {"points": "points", "wakes": "long_slices", "damage": "asan", "big_pages": "big_pages"}
+        return own.get(self.program, "plain")
 
     def arguments(self) -> list[str | int]:
         if self.program == "damage":
@@ -443,6 +450,13 @@ BUGS = [
         r" \|\| memcmp\(&s->geometry, &copy\.geometry, sizeof copy\.geometry\) != 0",
         "",
         "test_segment",
+    ),
+    bug(
+        "small_pages_everywhere",
+        "segment.c",
+        r"\(uint64_t\)sysconf\(_SC_PAGESIZE\)",
+        "SHMQ_PAGE",
+        "big_pages",
     ),
     bug("anyone_may_write", "segment.c", r" \|\| \(st->st_mode & 077\) != 0", "", "test_segment"),
 ]
