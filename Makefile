@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 CFLAGS_CHECK := -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fvisibility=hidden
 C_FILES := $(wildcard csrc/*.c)
 
-.PHONY: demo test soak crash model check asan tsan bench clean tools
+.PHONY: demo test soak crash model aarch64 check asan tsan bench clean tools
 
 demo: $(VENV)/built
 	$(PY) -m shmq demo
@@ -24,6 +24,9 @@ crash: $(VENV)/built
 
 model: $(VENV)/built
 	$(PY) tests/crash/model.py
+
+aarch64: $(VENV)/built
+	$(PY) tests/aarch64.py
 
 check: $(VENV)/built
 	$(PY) -m pip install -q '.[check]'
