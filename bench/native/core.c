@@ -5,9 +5,10 @@
  *   core KIND pingpong N A B        there and back over two queues, both sides spinning
  *   core KIND parked N GAP_US A B   the same with GAP_US of idleness before each hop (both hops summed)
  *   core KIND verify N A B          untimed: every byte of N messages is compared on arrival
+ *   core mpmc crowd N P C A B       one way, P producers and C consumers, one queue, a process each
  *
  * KIND is spsc or mpmc; A and B are core numbers. Each prints one JSON line. The verbs mirror those of floors.c. */
-#include "pair.h"
+#include "crowd.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -16,7 +17,7 @@
 
 #include "shmq.h"
 
-enum { MESSAGE_BYTES = 64, BATCH = 64 };
+enum { BATCH = 64 };
 
 static uint32_t kind;
 
@@ -52,12 +53,17 @@ static int nameless(int which)
     return fd;
 }
 
+static shmq_params parameters(void)
+{
+    return (shmq_params){
+        .ring_bytes = 1 << 20, .arena_bytes = 4 << 20, .inline_bytes = kind == SHMQ_KIND_MPMC ? 96 : 8192,
+        .peers = 2 + MEMBERS, .kind = kind};
+}
+
 /* Each side opens handles of its own after the fork, as two programs would. */
 static struct sides meet(int core_a, int core_b)
 {
-    const shmq_params params = {
-        .ring_bytes = 1 << 20, .arena_bytes = 4 << 20, .inline_bytes = kind == SHMQ_KIND_MPMC ? 96 : 8192,
-        .peers = 8, .kind = kind};
+    const shmq_params params = parameters();
     struct sides sides = {.meeting = shared_memory(sizeof *sides.meeting)};
     int fds[2] = {nameless(0), nameless(1)};
     shmq_queue **queues[2] = {&sides.there, &sides.back};
@@ -239,6 +245,42 @@ static void verify(uint64_t count, int core_a, int core_b)
     printf("{\"verified\": %llu}\n", (unsigned long long)count);
 }
 
+static void *crowd_join(void *object)
+{
+    shmq_queue *queue;
+    check(shmq_attach(*(int *)object, &queue), "shmq_attach");
+    return queue;
+}
+
+static void crowd_put(void *queue, const unsigned char *message)
+{
+    put(queue, message);
+}
+
+static void crowd_get(void *queue, unsigned char *message)
+{
+    shmq_message got;
+    check(shmq_get(queue, &got, SHMQ_FOREVER), "shmq_get");
+    memcpy(message, got.data, sizeof(uint64_t)); /* shmq_get has copied all of it */
+    shmq_message_release(&got);
+}
+
+static void crowd_leave(void *queue)
+{
+    shmq_free(queue);
+}
+
+static void crowd(uint64_t count, const int *members, int core_a, int core_b)
+{
+    static const struct channel channel = {crowd_join, crowd_put, crowd_get, crowd_leave};
+    const shmq_params params = parameters();
+    shmq_queue *origin;
+    int fd = nameless(0);
+    check(shmq_create(fd, &params, &origin), "shmq_create");
+    run_crowd(&channel, &fd, count, members, core_a, core_b);
+    shmq_free(origin);
+}
+
 int main(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "";
@@ -246,19 +288,21 @@ int main(int argc, char **argv)
     argv++, argc--; /* the verbs count from here */
     const char *verb = argc > 1 ? argv[1] : "";
     uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 10) : 0;
-    int gap = strcmp(verb, "parked") == 0; /* the one verb with an argument more */
-    if (kind == 0 || count == 0 || count > UINT_MAX || argc != 5 + gap) {
+    int more = strcmp(verb, "parked") == 0 ? 1 : strcmp(verb, "crowd") == 0 ? 2 : 0; /* arguments */
+    if (kind == 0 || count == 0 || count > UINT_MAX || argc != 5 + more) {
         fprintf(stderr, "usage: core KIND VERB N ... (see the head of core.c)\n");
         return 2;
     }
-    int core_a = atoi(argv[3 + gap]), core_b = atoi(argv[4 + gap]);
+    int core_a = atoi(argv[3 + more]), core_b = atoi(argv[4 + more]);
     if (strcmp(verb, "rate") == 0)
         rate(count, 1, core_a, core_b);
     else if (strcmp(verb, "batch") == 0)
         rate(count, BATCH, core_a, core_b);
     else if (strcmp(verb, "pingpong") == 0)
         pingpong(count, core_a, core_b);
-    else if (gap)
+    else if (more == 2)
+        crowd(count, (int[]){atoi(argv[3]), atoi(argv[4])}, core_a, core_b);
+    else if (more == 1)
         parked(count, (unsigned)atoi(argv[3]), core_a, core_b);
     else if (strcmp(verb, "verify") == 0)
         verify(count, core_a, core_b);

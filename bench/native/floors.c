@@ -5,14 +5,14 @@
  *   floors parked N GAP_US A B    the same with GAP_US of idleness before each hop (both hops summed)
  *   floors ring N A B             the least SPSC ring: 64-byte slots, cached remote cursor
  *   floors memcpy N BYTES K A     copies from one private buffer into K warm shared ones in turn
+ *   floors mutex N P C A B        a ring of 128-byte slots under a process-shared mutex, P producers, C consumers
  *
  * A and B are core numbers. Each prints one JSON line. */
-#include "pair.h"
+#include "crowd.h"
 
 #include <limits.h>
 #include <linux/futex.h>
-#include <stdatomic.h>
-#include <string.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 
 enum { LINE = 128, SLOT_BYTES = 64, RING_SLOTS = 16384 };
@@ -175,6 +175,74 @@ static void copy(uint64_t count, size_t bytes, size_t buffers, int core_a)
     printf("{\"gb_per_s\": %.4f}\n", (double)bytes * (double)count / (double)elapsed_ns);
 }
 
+/* What a program without shmq would write: one lock, two counts. Who finds it full or empty spins for about as long
+ * as a message takes, then yields the core. A death under the lock is the end of it, unlike with shmq. */
+enum { MUTEX_SLOTS = 8192, MUTEX_SPINS = 20 };
+
+struct mutex_ring {
+    pthread_mutex_t lock;
+    _Alignas(LINE) uint64_t put, got; /* under the lock */
+    _Alignas(LINE) unsigned char slots[MUTEX_SLOTS][LINE];
+};
+
+static void *mutex_join(void *object)
+{
+    return object;
+}
+
+static void mutex_leave(void *self)
+{
+    (void)self;
+}
+
+static void mutex_pause(unsigned *tries)
+{
+    if (++*tries % MUTEX_SPINS == 0)
+        sched_yield();
+    else
+        relax();
+}
+
+static void mutex_put(void *self, const unsigned char *message)
+{
+    struct mutex_ring *ring = self;
+    for (unsigned tries = 0;; mutex_pause(&tries)) {
+        pthread_mutex_lock(&ring->lock);
+        int room = ring->put - ring->got < MUTEX_SLOTS;
+        if (room)
+            memcpy(ring->slots[ring->put++ % MUTEX_SLOTS], message, MESSAGE_BYTES);
+        pthread_mutex_unlock(&ring->lock);
+        if (room)
+            return;
+    }
+}
+
+static void mutex_get(void *self, unsigned char *message)
+{
+    struct mutex_ring *ring = self;
+    for (unsigned tries = 0;; mutex_pause(&tries)) {
+        pthread_mutex_lock(&ring->lock);
+        int some = ring->put != ring->got;
+        if (some)
+            memcpy(message, ring->slots[ring->got++ % MUTEX_SLOTS], MESSAGE_BYTES);
+        pthread_mutex_unlock(&ring->lock);
+        if (some)
+            return;
+    }
+}
+
+static void mutex(uint64_t count, const int *members, int core_a, int core_b)
+{
+    static const struct channel channel = {mutex_join, mutex_put, mutex_get, mutex_leave};
+    struct mutex_ring *ring = shared_memory(sizeof *ring);
+    pthread_mutexattr_t shared;
+    if (pthread_mutexattr_init(&shared) != 0 ||
+        pthread_mutexattr_setpshared(&shared, PTHREAD_PROCESS_SHARED) != 0 ||
+        pthread_mutex_init(&ring->lock, &shared) != 0)
+        die("mutex");
+    run_crowd(&channel, ring, count, members, core_a, core_b);
+}
+
 static uint64_t number(const char *text)
 {
     char *end = NULL;
@@ -204,6 +272,8 @@ int main(int argc, char **argv)
         ring(count, atoi(argv[3]), atoi(argv[4]));
     else if (strcmp(verb, "memcpy") == 0 && argc == 6)
         copy(count, number(argv[3]), number(argv[4]), atoi(argv[5]));
+    else if (strcmp(verb, "mutex") == 0 && argc == 7)
+        mutex(count, (int[]){(int)number(argv[3]), (int)number(argv[4])}, atoi(argv[5]), atoi(argv[6]));
     else {
         fprintf(stderr, "unknown verb or wrong number of arguments: %s\n", verb);
         return 2;

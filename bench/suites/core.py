@@ -16,12 +16,23 @@ _BATCH = 64
 _CHECK_MESSAGES = 10_000
 
 
+_Contestant = tuple[str, Role, str]
+"""Name, role, kind of the queue."""
+_BOTH: tuple[_Contestant, ...] = (("shmq", "shmq", "spsc"), ("shmq mpmc", "reference", "mpmc"))
+_MPMC: tuple[_Contestant, ...] = (("shmq", "shmq", "mpmc"),)
+
+
 @dataclass(frozen=True)
 class _Work:
-    floor: str
-    floor_verb: str
+    other: str
+    other_verb: str
     verb: str
     read: Callable[[dict[str, float], int], Sample]
+    ours: tuple[_Contestant, ...] = _BOTH
+    role: Role = "floor"
+    """Of the other."""
+    more: tuple[int, ...] = ()
+    """Arguments of both verbs behind the count."""
 
 
 def _rate(said: dict[str, float], count: int) -> Sample:
@@ -41,7 +52,9 @@ _WORK = {
     "core/rate": _Work("bare ring", "ring", "rate", _rate),
     "core/batch": _Work("bare ring", "ring", "batch", _rate),
     "core/pingpong": _Work("cache line", "cacheline", "pingpong", _mean),
-    "core/parked": _Work("raw futex", "parked", "parked", _quantiles),
+    "core/parked": _Work("raw futex", "parked", "parked", _quantiles, more=(_GAP_US,)),
+    "core/mpmc": _Work("bare ring", "ring", "rate", _rate, _MPMC),
+    "core/crowd": _Work("mutex ring", "mutex", "crowd", _rate, _MPMC, "rival", (2, 2)),
 }
 
 
@@ -78,23 +91,38 @@ def rows(settings: Settings) -> list[Row]:
             better="lower",
             budget=Budget("<= 1.2 x raw futex", 1.2, "floor"),
         ),
+        Row(
+            id="core/mpmc",
+            suite="core",
+            title="C mpmc 1P1C, 64 B, one call each",
+            unit="M/s",
+            better="higher",
+            budget=Budget(">= 20 M/s", 20.0, "value"),
+        ),
+        Row(
+            id="core/crowd",
+            suite="core",
+            title="C mpmc 2P2C, 64 B, one call each; four processes share the two cores",
+            unit="M/s",
+            better="higher",
+            budget=Budget(">= 1 x mutex ring", 1.0, "mutex ring"),
+        ),
     ]
 
 
 def _runner(harness: Harness, row: Row, name: str, role: Role, kind: str = "") -> Runner | None:
-    """Of ours where ``kind`` is given, else of the floor."""
+    """Of ours where ``kind`` is given, else of the other."""
     ours = kind != ""
     program = harness.program("core" if ours else "floors")
     if program is None:
         return None
     work, cores = _WORK[row.id], harness.settings.cores
-    verb = work.verb if ours else work.floor_verb
-    gap = [_GAP_US] if verb == "parked" else []
+    verb = work.verb if ours else work.other_verb
     which = [kind] if ours else []
     count = harness.settings.parked_trips() if verb == "parked" else None
 
     def run(count: int) -> Sample:
-        return work.read(program.run(*which, verb, count, *gap, *cores), count)
+        return work.read(program.run(*which, verb, count, *work.more, *cores), count)
 
     def verify() -> None:
         program.run(*which, "verify", _CHECK_MESSAGES, *cores)
@@ -103,7 +131,7 @@ def _runner(harness: Harness, row: Row, name: str, role: Role, kind: str = "") -
         name=name,
         role=role,
         run=run,
-        verify=verify if ours else None,
+        verify=verify if ours else None,  # a crowd also checks each run by its sums
         count=count,
         first=10_000,
         step=1 if count else _BATCH,
@@ -112,9 +140,7 @@ def _runner(harness: Harness, row: Row, name: str, role: Role, kind: str = "") -
 
 def run(harness: Harness, rows: list[Row]) -> None:
     for row in rows:
-        contestants = (
-            _runner(harness, row, _WORK[row.id].floor, "floor"),
-            _runner(harness, row, "shmq", "shmq", "spsc"),
-            _runner(harness, row, "shmq mpmc", "reference", "mpmc"),
-        )
+        work = _WORK[row.id]
+        contestants = [_runner(harness, row, work.other, work.role)]
+        contestants += [_runner(harness, row, *ours) for ours in work.ours]
         harness.measure(row, [runner for runner in contestants if runner is not None])
