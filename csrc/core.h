@@ -241,8 +241,8 @@ void shmq_topic_unsubscribe(const struct shmq_topic *topic, uint32_t peer);
 int shmq_topic_try_peek(const struct shmq_topic *topic, struct shmq_topic_side *subscriber,
                         struct shmq_record *record);
 void shmq_topic_release(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
-void shmq_topic_skip(const struct shmq_topic *topic,
-                     struct shmq_topic_side *subscriber); /* it is gone: missed */
+/* The message's block is gone: it is missed.  SHMQ_CORRUPT where that cannot be. */
+int shmq_topic_skip(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
 bool shmq_topic_unread(const struct shmq_topic *topic, uint64_t cursor);
 bool shmq_topic_drained(const struct shmq_topic *topic, const struct shmq_topic_side *subscriber);
 /* Does the message at `position` lie in a block? */
@@ -323,8 +323,8 @@ bool shmq_share_trim(const struct shmq_topic *topic, struct shmq_arena *arena);
 /* For want of memory: gives up one block, or evicts, as the policy has it.  False: nothing can be done. */
 bool shmq_share_reclaim(const struct shmq_topic *topic, struct shmq_arena *arena);
 /* SHMQ_LOOK_AGAIN: the message is gone. */
-int shmq_share_lease(const struct shmq_topic *topic, struct shmq_arena *arena, uint64_t handle,
-                     uint64_t position, uint32_t *page, uint64_t *word);
+int shmq_share_lease(struct shmq_arena *arena, uint64_t handle, uint64_t position, uint32_t *page,
+                     uint64_t *word);
 void shmq_share_release(const struct shmq_topic *topic, struct shmq_arena *arena, uint32_t page,
                         uint64_t word);
 void shmq_share_recover(const struct shmq_topic *topic, struct shmq_arena *arena, uint32_t dead);
@@ -424,7 +424,8 @@ int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_
 int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);
 int shmq_try_publish(shmq_block *block, uint16_t codec, const void *meta, uint32_t meta_bytes,
                      uint64_t bytes);
-void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes); /* publishes what was reserved */
+void shmq_commit(shmq_queue *q);                                        /* publishes what was reserved */
+void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes); /* ... wakes and counts */
 void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes);   /* wakes and counts, after commits */
 /* Ends the hold on the pages, not the right to look at the memory. */
 void shmq_block_give_back(shmq_block *block);
@@ -433,6 +434,8 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record); /* peeks; in-line 
 int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
                    const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
+/* What was peeked is the next message again; `before`: our spsc side as it was. */
+void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
 /* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */

@@ -50,23 +50,22 @@ bool shmq_share_reclaim(const struct shmq_topic *t, struct shmq_arena *a) {
 void shmq_share_expire(const struct shmq_topic *t, const struct shmq_topic_side *publisher,
                        struct shmq_arena *a) {
     uint64_t old = publisher->position - t->history, handle;
-    if (t->history == 0 || !shmq_topic_names(t, old, &handle)) return;
+    if (!shmq_topic_names(t, old, &handle)) return;
     if ((int64_t)(shmq_topic_needed_from(t, true) - old) > 0) (void)drop(t, a, old);
 }
 
-int shmq_share_lease(const struct shmq_topic *t, struct shmq_arena *a, uint64_t handle, uint64_t position,
-                     uint32_t *page, uint64_t *word) {
-    uint64_t again;
+int shmq_share_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
+                     uint64_t *word) {
     int status = shmq_arena_hold(a, handle, page);
     if (status != SHMQ_OK) return status == SHMQ_EMPTY ? SHMQ_LOOK_AGAIN : status;
-    bool still = shmq_topic_names(t, position >> 3, &again) && again == handle;
+    /* Held by us, it cannot begin another life; so this says whose it is. */
     *word = load_acquire(&a->words[*page]);
-    if (still && shmq_word_state(*word) == SHMQ_PAGE_INFLIGHT &&
+    if (shmq_word_state(*word) == SHMQ_PAGE_INFLIGHT &&
         shmq_word_generation(*word) == shmq_handle_generation(handle) &&
         shmq_word_argument(*word) == shmq_cursor_argument(position))
         return SHMQ_OK;
     shmq_arena_let_go(a, *page, false);
-    return still ? SHMQ_CORRUPT : SHMQ_LOOK_AGAIN;
+    return SHMQ_LOOK_AGAIN;
 }
 
 void shmq_share_release(const struct shmq_topic *t, struct shmq_arena *a, uint32_t page, uint64_t word) {

@@ -303,8 +303,14 @@ int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t fla
     }
 }
 
-void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+void shmq_commit(shmq_queue *q) {
     shmq_ring_commit(&q->ring, &q->put.ring);
+    if (q->ring.is_topic && q->ring.topic.history > 0) /* death between: its block goes with its slot */
+        shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
+}
+
+void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+    shmq_commit(q);
     shmq_put_done(q, messages, bytes);
 }
 
@@ -373,7 +379,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     }
     not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
     shmq_put_commit(q, 1, bytes);
-    if (q->ring.is_topic) shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
+
     return SHMQ_OK;
 }
 
@@ -417,9 +423,8 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
 
 static int lease(shmq_queue *q, uint64_t handle, uint64_t position, shmq_block *b) {
     if (!q->ring.is_topic) return shmq_arena_lease(&q->arena, handle, position, &b->page, &b->word);
-    int status = shmq_share_lease(&q->ring.topic, &q->arena, handle, position, &b->page, &b->word);
-    if (status == SHMQ_LOOK_AGAIN) shmq_topic_skip(&q->ring.topic, &q->get.ring.topic);
-    return status;
+    int status = shmq_share_lease(&q->arena, handle, position, &b->page, &b->word);
+    return status == SHMQ_LOOK_AGAIN ? shmq_topic_skip(&q->ring.topic, &q->get.ring.topic) : status;
 }
 
 /* Leases the block that a peeked record names; the caller then calls shmq_taken. */
@@ -456,6 +461,11 @@ void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
     if (!q->ring.is_topic && shmq_arena_send(&q->arena, b->page, &b->word, record->position) == SHMQ_OK)
         not_ours(b);
     shmq_block_release(b);
+}
+
+void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before) {
+    shmq_ring_unpeek(&q->ring, &q->get.ring, before);
+    (void)shmq_eventcount_wake(&q->control->not_empty); /* another consumer may have it */
 }
 
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
@@ -662,10 +672,10 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
             status = shmq_try_reserve(q, (uint32_t)each, SHMQ_RAW, 0, &record);
             if (status != SHMQ_OK) break;
             if (each > 0) memcpy(record.payload, from + (*done + run) * each, each);
-            if (!q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
+            if (!q->ring.is_spsc) shmq_commit(q); /* a slot at a time */
             run += 1;
         }
-        if (run > 0 && q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring);
+        if (run > 0 && q->ring.is_spsc) shmq_commit(q);
         if (run > 0) shmq_put_done(q, run, run * each);
         *done += run;
         if (status != SHMQ_OK) status = wait_after(q, status, (uint32_t)each, 0, deadline_ns);
@@ -718,7 +728,7 @@ int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
             status = receive(q, &record, m);
             if (status == SHMQ_LOOK_AGAIN) continue;
             if (status == SHMQ_OK) shmq_taken(q, 1, m->bytes);
-            else shmq_ring_unpeek(&q->ring, &q->get.ring, &before); /* not taken: it is still there */
+            else shmq_put_back(q, &before); /* not taken: it is still there */
             return status;
         }
         if (status == SHMQ_EMPTY && deadline_ns <= SHMQ_NO_WAIT && shmq_look_around(q)) continue;

@@ -162,7 +162,8 @@ typedef struct shmq_params {
 } shmq_params;
 
 typedef struct shmq_stats {
-    uint64_t messages_put, messages_got;
+    uint64_t messages_put,
+        messages_got; /* mpmc, topic: positions, also of who died before its message was there */
     uint64_t ring_bytes, ring_used_bytes;
     uint64_t arena_bytes, arena_free_bytes, largest_free_bytes;
     uint64_t largest_message_bytes;

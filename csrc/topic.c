@@ -251,7 +251,12 @@ static int overtaken(const struct shmq_topic *t, struct shmq_topic_side *s) {
     return SHMQ_OK;
 }
 
-void shmq_topic_skip(const struct shmq_topic *t, struct shmq_topic_side *s) { miss(t, s, s->cursor + 1); }
+/* History may go, and what is not read in time, unless publishers wait. */
+int shmq_topic_skip(const struct shmq_topic *t, struct shmq_topic_side *s) {
+    if (t->policy == SHMQ_BLOCK && (int64_t)(s->cursor - s->joined) >= 0) return SHMQ_CORRUPT;
+    miss(t, s, s->cursor + 1);
+    return SHMQ_LOOK_AGAIN;
+}
 
 int shmq_topic_try_peek(const struct shmq_topic *t, struct shmq_topic_side *s, struct shmq_record *record) {
     if (SHMQ_UNLIKELY(shmq_topic_state_of(t, t->slots.owner) != SHMQ_SUBSCRIBED))

@@ -358,10 +358,10 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
         status = shmq_try_reserve(q, (uint32_t)len, SHMQ_RAW, 0, &r);
         if (status != SHMQ_OK) break;
         memcpy(r.payload, PyBytes_AsString(item), (size_t)len);
-        if (!q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring); /* a slot at a time */
+        if (!q->ring.is_spsc) shmq_commit(q); /* a slot at a time */
         bytes += (uint64_t)len;
     }
-    if (i > start && q->ring.is_spsc) shmq_ring_commit(&q->ring, &q->put.ring);
+    if (i > start && q->ring.is_spsc) shmq_commit(q);
     if (i > start) shmq_put_done(q, (uint64_t)(i - start), bytes);
     return i == start && status != SHMQ_OK ? -(Py_ssize_t)status : i - start;
 }
@@ -481,7 +481,7 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
     const struct shmq_block_header *h;
     shmq_block *b;
     if ((*status = shmq_try_lease(q, r, &b, &h)) != SHMQ_OK) {
-        shmq_ring_unpeek(&q->ring, &q->get.ring, before);
+        shmq_put_back(q, before);
         return NULL;
     }
     int is_array = r->codec == SHMQ_TENSOR || r->codec == SHMQ_ENVELOPE;
@@ -495,7 +495,7 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
         PyErr_Clear();
         if (is_array && payload != NULL) ((struct lease *)payload)->block = NULL;
         shmq_unlease(b, r); /* first: the message must not be there again before its block is */
-        shmq_ring_unpeek(&q->ring, &q->get.ring, before);
+        shmq_put_back(q, before);
         Py_XDECREF(meta);
         Py_XDECREF(payload);
         return NULL;
@@ -546,7 +546,7 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
         PyObject *object = from_record(q, &r);
         if (SHMQ_UNLIKELY(object == NULL)) {
             PyErr_Clear();
-            shmq_ring_unpeek(&q->ring, &q->get.ring, &before);
+            shmq_put_back(q, &before);
             *status = SHMQ_OUT_OF_SPACE;
             return NULL;
         }

@@ -72,7 +72,7 @@ def test_unit(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "plain"), test)
 
 
-@cases("points")
+@cases("points", "points_topic")
 def test_points(workshop: Workshop, program: str, test: str) -> None:
     """Death, and company, before every single access to shared state."""
     passes(workshop.program(program, "points"), test)
@@ -125,7 +125,13 @@ class Bug:
     test: str = ""
 
     def variant(self) -> str:
-        own = {"points": "points", "wakes": "long_slices", "damage": "asan", "big_pages": "big_pages"}
+        own = {
+            "points": "points",
+            "points_topic": "points",
+            "wakes": "long_slices",
+            "damage": "asan",
+            "big_pages": "big_pages",
+        }
         return own.get(self.program, "plain")
 
     def arguments(self) -> list[str | int]:
@@ -459,6 +465,156 @@ BUGS = [
         "big_pages",
     ),
     bug("anyone_may_write", "segment.c", r" \|\| \(st->st_mode & 077\) != 0", "", "test_segment"),
+    # topics
+    bug(
+        "old_block_of_another_slot",
+        "share.c",
+        r"position - \(t->slots\.mask \+ 1\)",
+        "position",
+        "test_topic",
+    ),
+    bug(
+        "old_block_is_left",
+        "topic.c",
+        r"spent && state == SHMQ_SLOT_READY && has_block",
+        "false && has_block",
+        "test_topic",
+    ),
+    bug(
+        "nobody_counts_the_newcomer",
+        "topic.c",
+        r"^    \(void\)add_seq_cst\(&t->roles->joins, 1\);.*$",
+        "",
+        "test_topic",
+        "a_newcomer_gates_a_publisher_that_has_seen_nobody",
+    ),
+    bug(
+        "the_word_is_not_looked_at_again",
+        "topic.c",
+        r"^        if \(load_relaxed\(&slot->word\) != word\) continue;",
+        "",
+        "points_topic",
+        "a_ring_is_published_at_every_point_of_a_get",
+    ),
+    bug(
+        "history_is_missed",
+        "topic.c",
+        r"\(int64_t\)\(s->cursor - s->joined\) > 0 \? s->cursor : s->joined",
+        "s->cursor",
+        "test_topic",
+        "history_that_is_gone_is_not_missed",
+    ),
+    bug(
+        "the_first_reader_ends_it",
+        "share.c",
+        r"^    bool spent = .*;",
+        "    bool spent = true;",
+        "test_topic",
+    ),
+    bug("no_reader_ends_it", "share.c", r"^    bool spent = .*;", "    bool spent = false;", "test_topic"),
+    bug(
+        "any_life_of_a_block",
+        "arena.c",
+        r"shmq_readers_generation\(seen\) != shmq_handle_generation\(handle\) \|\|",
+        "",
+        "test_topic",
+        "a_late_hold_on_another_life_is_refused_or_let_go",
+    ),
+    bug(
+        "a_hold_is_not_checked",
+        "share.c",
+        r"^        shmq_word_argument\(\*word\) == shmq_cursor_argument\(position\)\)",
+        "        position > 0)",
+        "test_topic",
+        "a_late_lease_of_another_message_is_let_go",
+    ),
+    bug(
+        "the_last_does_not_free",
+        "arena.c",
+        r"^    if \(shmq_word_state\(word\) != SHMQ_PAGE_INFLIGHT\) return;.*",
+        "    return;",
+        "test_topic",
+    ),
+    bug(
+        "readers_live_for_ever",
+        "share.c",
+        r"^    shmq_arena_recover_readers\(a, dead\);",
+        "",
+        "test_topic",
+        "a_dead_subscriber_holds_nothing",
+    ),
+    bug(
+        "subscriptions_live_for_ever",
+        "topic.c",
+        r"^    shmq_topic_unsubscribe\(t, dead\);",
+        "",
+        "test_topic",
+        "a_dead_subscriber_does_not_block_for_long",
+    ),
+    bug(
+        "the_dead_keep_their_slots",
+        "topic.c",
+        r"^(        if \(shmq_slot_state\(word\) != SHMQ_SLOT_WRITING) \|\| .* continue;",
+        r"\1 || dead < 999) continue;",
+        "test_topic",
+        "a_dead_publisher_leaves_no_hole",
+    ),
+    bug(
+        "every_block_was_published",
+        "share.c",
+        r"^    return !shmq_arena_is_shared\(s->arena, handle\);",
+        "    return true;",
+        "test_topic",
+        "a_block_that_its_publisher_did_not_publish",
+    ),
+    bug(
+        "blocks_of_the_dead_are_free",
+        "share.c",
+        r"^    if \(!shmq_arena_is_shared\(s->arena, handle\)\) return true;",
+        "    return false;",
+        "test_topic",
+        "a_block_outlives_its_publisher",
+    ),
+    bug(
+        "one_dead_publisher_is_all",
+        "recover.c",
+        r" \|\|\s+somebody_publishes\(s, dead\)\)\s+return;",
+        ") return;",
+        "test_topic",
+        "the_last_publisher_is_missed",
+    ),
+    bug(
+        "a_successor_is_not_seen",
+        "shmq.c",
+        r"^        store_release\(&q->control->roles\.lost_producer, 0\);",
+        "",
+        "test_topic",
+        "the_last_publisher_is_missed",
+    ),
+    bug(
+        "history_is_kept_for_ever",
+        "share.c",
+        r"^    if \(\(int64_t\)\(shmq_topic_needed_from\(t, true\) - old\) > 0\) .*$",
+        "",
+        "test_topic",
+        "history_is_replayed",
+    ),
+    bug(
+        "who_only_tries_does_not_look",
+        "shmq.c",
+        r"return shmq_look_around\(q\) \? SHMQ_OK : tried;",
+        "return tried;",
+        "test_topic",
+        "a_dead_subscriber_does_not_block_who_only_tries",
+    ),
+    bug(
+        "the_way_is_not_cleared_by_who_leaves",
+        "shmq.c",
+        r"^            shmq_topic_unsubscribe\(&q->ring\.topic, q->me\.index\);",
+        "",
+        "test_topic",
+        "block_waits_for_the_slowest",
+    ),
 ]
 
 

@@ -6,51 +6,12 @@
  * access any more.  (As SQLite tests its crashes: at write N, for every N.)
  */
 #define _GNU_SOURCE
-#include <signal.h>
-
-#include "lab.h"
+#include "points.h"
 
 #define BLOCK_BYTES (3 * SHMQ_SMALL_PAGE)
 
 static const uint64_t starts[] = {0, 4096 - 8, UINT64_C(0) - 16, UINT64_C(0) - 8};
 #define STARTS (sizeof starts / sizeof *starts)
-
-void lab_point(void);
-void lab_before_sleep(void);
-
-static struct {
-    bool armed;
-    uint64_t left; /* points before the chosen one */
-    void (*act)(void);
-} points;
-
-static void arm(uint64_t n, void (*act)(void)) {
-    points.left = n;
-    points.act = act;
-    points.armed = true;
-}
-
-/* True if the chosen point did not come. */
-static bool disarm(void) {
-    bool missed = points.armed;
-    points.armed = false;
-    return missed;
-}
-
-void lab_point(void) {
-    if (!points.armed || points.left-- > 0) return;
-    points.armed = false; /* what it does has no points itself */
-    points.act();
-}
-
-/* The last moment: whoever sleeps now must still be woken. */
-void lab_before_sleep(void) {
-    if (!points.armed) return;
-    points.armed = false;
-    points.act();
-    points.armed = true; /* so that the caller learns that there are no more */
-    points.left = UINT64_MAX;
-}
 
 /* ---- death ---- */
 
@@ -63,11 +24,6 @@ static struct {
     shmq_a32 finished; /* the operation came to its end */
     shmq_a64 noted;    /* the last message that the dead one knew that it had */
 } *shared;
-
-static void die(void) {
-    kill(getpid(), SIGKILL);
-    for (;;) pause();
-}
 
 struct death {
     void (*scene)(void);               /* in the survivor, before */

@@ -148,6 +148,19 @@ TEST(history_is_replayed) {
     }
 }
 
+TEST(history_that_is_gone_is_not_missed) {
+    with(SHMQ_DROP_OLDEST, 4);
+    FROM_EACH_START {
+        for (uint64_t n = 1; n <= 4; n++) OK(publish(n, SHORT));
+        shmq_queue *late = subscriber(4);
+        for (uint64_t n = 5; n <= SLOTS + 7; n++) OK(publish(n, SHORT));
+        uint64_t number;
+        OK(lab_get(late, &number, SHMQ_NO_WAIT));
+        CHECK_EQ(number, 5 + state_of(late).missed); /* of 1 to 4 it has no claim */
+        shmq_free(late);
+    }
+}
+
 TEST(a_handle_publishes_or_subscribes) {
     with(SHMQ_BLOCK, 0);
     FROM_EACH_START {
@@ -211,12 +224,12 @@ TEST(block_waits_for_the_slowest) {
 TEST(a_newcomer_gates_a_publisher_that_has_seen_nobody) {
     with(SHMQ_BLOCK, 2);
     FROM_EACH_START {
-        for (uint64_t n = 1; n <= SLOTS + 5; n++) OK(publish(n, SHORT));
+        for (uint64_t n = 1; n <= SLOTS + 1; n++) OK(publish(n, SHORT)); /* looked at nobody for the last */
         shmq_queue *a = subscriber(2);
-        uint64_t n = SLOTS + 6;
+        uint64_t n = SLOTS + 2;
         while (publish(n, SHORT) == SHMQ_OK) n++;
-        CHECK_EQ(n, SLOTS + 5 + SLOTS - 2 + 1);
-        for (uint64_t i = SLOTS + 4; i < n; i++) gets(a, i);
+        CHECK_EQ(n, SLOTS + 1 + SLOTS - 2 + 1);
+        for (uint64_t i = SLOTS; i < n; i++) gets(a, i);
         gets_nothing(a);
         shmq_free(a);
     }
@@ -451,12 +464,29 @@ TEST(a_hold_that_came_too_late_is_let_go) {
         CHECK(shmq_topic_names(&a->ring.topic, position, &handle));
         OK(shmq_arena_hold(&a->arena, handle, &page)); /* keeps the block in this life */
         for (uint64_t n = 2; n <= SLOTS + 1; n++) OK(publish(n, SHORT));
-        CHECK_EQ(shmq_share_lease(&late->ring.topic, &late->arena, handle, position << 3, &page, &word),
-                 SHMQ_LOOK_AGAIN);
+        CHECK_EQ(shmq_share_lease(&late->arena, handle, position << 3, &page, &word), SHMQ_LOOK_AGAIN);
         CHECK_EQ(free_pages(), PAGES - PAGES_OF_BLOCK);
         shmq_arena_let_go(&a->arena, page, false);
         lab_all_pages_free(out);
         shmq_free(a);
+        shmq_free(late);
+    }
+}
+
+TEST(a_late_lease_of_another_message_is_let_go) {
+    with(SHMQ_DROP_OLDEST, 0);
+    FROM_EACH_START {
+        uint64_t position = out->ring.topic.first, handle, word;
+        uint32_t page;
+        shmq_queue *late = subscriber(0);
+        OK(publish(1, BLOCK));
+        CHECK(shmq_topic_names(&late->ring.topic, position,
+                               &handle)); /* generations come round: the same handle */
+        CHECK_EQ(shmq_share_lease(&late->arena, handle, (position + SLOTS) << 3, &page, &word),
+                 SHMQ_LOOK_AGAIN);
+        CHECK_EQ(shmq_arena_is_shared(&late->arena, handle), true);
+        gets(late, 1);
+        lab_all_pages_free(out);
         shmq_free(late);
     }
 }
@@ -632,6 +662,9 @@ TEST(the_last_publisher_is_missed) {
         OK(publish(4, SHORT));                                             /* a successor */
         gets(a, 4);
         CHECK_EQ(lab_get(a, &number, shmq_deadline(10 * MS)), SHMQ_EMPTY);
+        shmq_queue *b = subscriber(0); /* nobody is missed any more */
+        CHECK_EQ(lab_get(b, &number, shmq_deadline(10 * MS)), SHMQ_EMPTY);
+        shmq_free(b);
         shmq_free(a);
     }
 }

@@ -174,7 +174,7 @@ static int get_and_give_back(shmq_queue *q) {
         if (status == SHMQ_OK) shmq_unlease(b, &record);
     }
     if (status != SHMQ_OK) return status;
-    shmq_ring_unpeek(&q->ring, &q->get.ring, &before);
+    shmq_put_back(q, &before);
     return SHMQ_OK;
 }
 static int release(shmq_queue *q) {
