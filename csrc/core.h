@@ -396,11 +396,11 @@ struct shmq_queue {
     struct shmq_membership me;
     shmq_a32 users;       /* of the mapping: the open handle, blocks, waiting calls */
     shmq_a32 references;  /* to this struct: the handle, blocks */
+    shmq_a64 looked_ns;   /* when a wait last looked at the peers; relaxed: a hint */
     shmq_a64 told_of;     /* role word of a dead producer that shmq_wait_get has reported */
     shmq_a32 held;        /* blocks that are ours: loans and leases */
     uint8_t *inline_copy; /* shmq_get's buffer for in-line payloads */
     uint8_t *buffers;     /* topic: both sides' */
-    shmq_a64 looked_ns;   /* when shmq_look_around last looked */
 };
 
 bool shmq_prepare(shmq_queue *q);   /* memory of its own */

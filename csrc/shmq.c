@@ -75,6 +75,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
         q->segment = *segment;
         q->canary = canary;
         q->observer = observer;
+        store_relaxed(&q->looked_ns, (uint64_t)shmq_now_ns()); /* below, or there is nobody yet */
         bind_structures(q);
     }
     if (q == NULL || canary == 0 || !shmq_prepare(q)) {
@@ -521,31 +522,36 @@ static bool get_ready(void *context) {
     return not_running(need->q) || shmq_ring_unread(&need->q->ring, need->cursor);
 }
 
+/* Where messages come all the time no wait lasts a slice, and yet somebody may be dead. */
+static bool look_is_due(const shmq_queue *q) {
+    return shmq_now_ns() - (int64_t)load_relaxed(&q->looked_ns) >= SHMQ_SLICE_NS;
+}
+
+/* How many dead it found. */
+static uint32_t look_at_peers(shmq_queue *q) {
+    uint32_t repaired;
+    (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+    if (repaired > 0) count(&q->counters->reaps, repaired);
+    store_relaxed(&q->looked_ns, (uint64_t)shmq_now_ns());
+    return repaired;
+}
+
+bool shmq_look_around(shmq_queue *q) { return look_is_due(q) && look_at_peers(q) > 0; }
+
 static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_waiter *waiter,
                       shmq_ready_fn *ready, void *context, int64_t deadline_ns) {
     for (;;) {
         bool parked;
-        uint32_t repaired;
         int status = shmq_eventcount_wait(e, waiter, ready, context, deadline_ns, &parked);
         if (parked) count(&q->counters->parks, 1);
+        if (parked && status == SHMQ_OK && look_is_due(q)) (void)look_at_peers(q);
         /* A slice or the deadline has passed: what we wait for may be in the hands of the dead. */
         if (status == SHMQ_NOT_READY || (status == SHMQ_EMPTY && parked)) {
-            (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
-            if (repaired > 0) count(&q->counters->reaps, repaired);
+            (void)look_at_peers(q);
             if (ready(context)) return SHMQ_OK;
         }
         if (status != SHMQ_NOT_READY) return status;
     }
-}
-
-bool shmq_look_around(shmq_queue *q) {
-    uint32_t repaired;
-    int64_t now = shmq_now_ns(), last = (int64_t)load_relaxed(&q->looked_ns);
-    if (now - last < SHMQ_SLICE_NS) return false;
-    store_relaxed(&q->looked_ns, (uint64_t)now); /* relaxed: two threads of this handle may both look */
-    (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
-    if (repaired > 0) count(&q->counters->reaps, repaired);
-    return repaired > 0;
 }
 
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {

@@ -388,6 +388,8 @@ BUGS = [
         "test_recover",
     ),
     # waiting
+    bug("busy_waits_never_look", "shmq.c", r"status == SHMQ_OK && look_is_due\(q\)", "false", "test_recover"),
+    bug("busy_waits_always_look", "shmq.c", r" && look_is_due\(q\)", "", "test_recover"),
     bug(
         "no_second_look",
         "wait.c",

@@ -1,5 +1,8 @@
 /* Repair: states that the dead leave, made by hand, and what the survivors find after one reap. */
 #define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+
 #include "lab.h"
 
 #define PRODUCER 1u
@@ -325,6 +328,51 @@ TEST(a_role_of_nobody) {
     store_relaxed(&rig.survivor->control->roles.producer, 0);
     OK(lab_put(rig.survivor, 1, 16, SHMQ_NO_WAIT));
     drain(1, 1);
+    tear_down();
+}
+
+/* ---- who looks, and when ---- */
+
+/* Puts one message when the consumer is about to sleep, and probably does. */
+static void *put_when_armed(void *unused) {
+    while (load32_acquire(&rig.survivor->control->not_empty.armed) == 0) sched_yield();
+    for (volatile int i = 0; i < 100000;) i = i + 1;
+    OK(lab_put(rig.producer, 1, 100, SHMQ_NO_WAIT));
+    return unused;
+}
+
+/* Gets until a get has slept, and was woken by a message. */
+static void get_asleep(void) {
+    shmq_queue *q = rig.consumer;
+    uint64_t number, parks = load_relaxed(&q->counters->parks);
+    store_relaxed(&q->get.waiter.spin_ns, 0);
+    while (load_relaxed(&q->counters->parks) == parks) {
+        pthread_t thread;
+        store32_relaxed(&q->control->not_empty.armed, 0);
+        CHECK_EQ(pthread_create(&thread, NULL, put_when_armed, NULL), 0);
+        OK(lab_get(q, &number, SHMQ_FOREVER));
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+    }
+}
+
+/* No wait lasts a slice where messages come all the time; what the dead hold comes back all the same. */
+TEST(a_consumer_that_is_woken_looks_at_the_peers_once_a_slice) {
+    set_up(0);
+    shmq_queue *holder = lab_attach(rig.fd);
+    shmq_block *b;
+    OK(shmq_try_loan(holder, BLOCK_BYTES, &b));
+    lab_die(holder);
+    store_relaxed(&rig.consumer->looked_ns, (uint64_t)shmq_now_ns() + (uint64_t)(WATCHDOG_S * 1000 * MS));
+    get_asleep();
+    CHECK_EQ(lab_stats(rig.survivor).pages[SHMQ_PAGE_LOANED], 1); /* not yet: it has only just looked */
+    store_relaxed(&rig.consumer->looked_ns, (uint64_t)(shmq_now_ns() - SHMQ_SLICE_NS));
+    get_asleep();
+    lab_all_pages_free(rig.survivor);
+    CHECK_EQ(load_relaxed(&rig.consumer->counters->reaps), 1);
+    CHECK((int64_t)load_relaxed(&rig.consumer->looked_ns) <= shmq_now_ns());
+    CHECK_EQ(lab_reap(rig.survivor), 0);
+    free(b);
+    lab_bury(holder);
     tear_down();
 }
 
