@@ -443,6 +443,14 @@ BUGS = [
         ANONYMOUS_PIN,
         "test_peers",
     ),
+    bug(
+        "lock_of_the_process",
+        "peers.c",
+        r"F_OFD_SETLK, byte, &type\) == 0",
+        "F_SETLK, byte, &type) == 0",
+        "test_peers",
+        "another_descriptor_that_is_closed_leaves_it_alive",
+    ),
     # segments
     bug(
         "ready_too_early",

@@ -1,72 +1,6 @@
 /* Who is attached, and who is alive: one byte lock a peer, which ends with the address space. */
 #define _GNU_SOURCE
-#include <sched.h>
-#include <signal.h>
-
-#include "lab.h"
-
-static uint64_t peer_word(const shmq_queue *q, uint32_t i) { return load_acquire(&q->segment.peers[i].word); }
-static uint64_t live(uint64_t epoch) { return 1 | epoch << 8; }
-static uint64_t vacant(uint64_t epoch) { return 0 | epoch << 8; }
-
-struct family {
-    int fd, from_child[2], to_child[2];
-    shmq_queue *parent;
-    pid_t child;
-};
-
-static void await(int pipe_end) {
-    char c;
-    CHECK_EQ(read(pipe_end, &c, 1), 1);
-}
-static void tell(int pipe_end) { CHECK_EQ(write(pipe_end, "", 1), 1); }
-
-/* A child that attaches as peer 1, does `more`, says so, and waits to be killed or told to end. */
-static struct family with_child(void (*more)(struct family *, shmq_queue *)) {
-    struct family f = {.fd = lab_object()};
-    CHECK_EQ(pipe2(f.from_child, O_CLOEXEC), 0);
-    CHECK_EQ(pipe2(f.to_child, O_CLOEXEC), 0);
-    f.parent = lab_create(f.fd, &tiny);
-    if ((f.child = fork_child()) == 0) {
-        shmq_queue *q = lab_attach(f.fd);
-        if (more != NULL) more(&f, q);
-        tell(f.from_child[1]);
-        await(f.to_child[0]);
-        _exit(0);
-    }
-    CHECK(f.child > 0);
-    await(f.from_child[0]);
-    return f;
-}
-
-static void end_family(struct family *f) {
-    shmq_free(f->parent);
-    close(f->fd);
-    for (int i = 0; i < 2; i++) {
-        close(f->from_child[i]);
-        close(f->to_child[i]);
-    }
-}
-
-static void kill_child(struct family *f) {
-    CHECK_EQ(kill(f->child, SIGKILL), 0);
-    join_child(f->child, SIGKILL);
-}
-
-/* Dead for everyone to see, and repaired by the next reap. */
-static void check_dead(struct family *f) {
-    CHECK_EQ(shmq_peers_alive(&f->parent->segment, 1), 0);
-    CHECK_EQ(peer_word(f->parent, 1), live(0));
-    CHECK_EQ(lab_reap(f->parent), 1);
-    CHECK_EQ(peer_word(f->parent, 1), vacant(1));
-    CHECK_EQ(lab_reap(f->parent), 0);
-}
-
-static void check_alive(struct family *f) {
-    CHECK_EQ(shmq_peers_alive(&f->parent->segment, 1), 1);
-    CHECK_EQ(lab_reap(f->parent), 0);
-    CHECK_EQ(peer_word(f->parent, 1), live(0));
-}
+#include "family.h"
 
 TEST(a_newcomer_takes_the_first_vacant_slot) {
     int fd = lab_object();
@@ -139,11 +73,6 @@ TEST(a_stopped_process_is_alive) {
     end_family(&f);
 }
 
-static void close_everything(struct family *f, shmq_queue *q) {
-    (void)q;
-    for (int fd = 3; fd < 1024; fd++)
-        if (fd != f->from_child[1] && fd != f->to_child[0]) close(fd);
-}
 TEST(a_daemon_that_closes_every_descriptor_is_alive) {
     struct family f = with_child(close_everything);
     check_alive(&f);
@@ -152,17 +81,6 @@ TEST(a_daemon_that_closes_every_descriptor_is_alive) {
     end_family(&f);
 }
 
-static void fork_a_survivor(struct family *f, shmq_queue *q) {
-    (void)q;
-    pid_t pid = fork(); /* not fork_child(), which would die with its parent */
-    CHECK(pid >= 0);
-    if (pid == 0) {
-        alarm(watchdog_s());
-        await(f->to_child[0]);
-        tell(f->from_child[1]);
-        _exit(0);
-    }
-}
 TEST(a_forked_child_does_not_keep_its_parent_alive) {
     struct family f = with_child(fork_a_survivor);
     kill_child(&f);
@@ -172,29 +90,57 @@ TEST(a_forked_child_does_not_keep_its_parent_alive) {
     end_family(&f);
 }
 
-static void become_another_program(struct family *f, shmq_queue *q) {
-    (void)q;
-    tell(f->from_child[1]);
-    await(f->to_child[0]);
-    dup2(f->to_child[0], 0);
-    execlp("cat", "cat", (char *)NULL); /* reads until our end of the pipe is closed */
-    _exit(127);
-}
 TEST(exec_is_death) {
-    struct family f = with_child(become_another_program);
+    struct family f = with_child(before_its_exec);
     check_alive(&f);
-    tell(f.to_child[1]);
-    /* The exec closed the child's write end, which was the last: end of file. */
-    close(f.from_child[1]);
-    char c;
-    CHECK_EQ(read(f.from_child[0], &c, 1), 0);
+    let_it_exec(&f);
     CHECK_EQ(kill(f.child, 0), 0);
-    while (shmq_peers_alive(&f.parent->segment, 1) != 0) sched_yield(); /* the kernel unmaps a little later */
     check_dead(&f);
-    f.from_child[1] = -1;
-    int child = (int)f.child;
+    kill_child(&f);
     end_family(&f);
-    join_child(child, 0);
+}
+
+/* What its children do is their affair. */
+TEST(a_forked_childs_end_leaves_its_parent_alive) {
+    struct family f = with_child(fork_and_wait);
+    check_alive(&f);
+    kill_child(&f);
+    check_dead(&f);
+    end_family(&f);
+}
+
+TEST(a_forked_childs_exec_leaves_its_parent_alive) {
+    struct family f = with_child(fork_exec_and_wait);
+    check_alive(&f);
+    kill_child(&f);
+    check_dead(&f);
+    end_family(&f);
+}
+
+/* posix_spawn: the child runs in the parent's memory until it execs. */
+TEST(a_spawned_program_leaves_its_parent_alive) {
+    struct family f = with_child(spawn_and_wait);
+    check_alive(&f);
+    kill_child(&f);
+    check_dead(&f);
+    end_family(&f);
+}
+
+/* A lock of the other kind would be gone with the first close of any descriptor of the file. */
+TEST(another_descriptor_that_is_closed_leaves_it_alive) {
+    struct family f = with_child(open_and_close_the_object);
+    check_alive(&f);
+    kill_child(&f);
+    check_dead(&f);
+    end_family(&f);
+}
+
+TEST(the_end_of_the_thread_that_attached_is_not_death) {
+    struct family f = with_child_by(attach_in_a_thread, NULL);
+    check_alive(&f);
+    kill_child(&f);
+    check_dead(&f);
+    end_family(&f);
 }
 
 /* Where the kernel cannot be asked about this very object there is no verdict. */
