@@ -101,6 +101,11 @@ def source_of(program: str) -> Path:
     return (TESTS if "/" in program else PROGRAMS) / f"{program}.c"
 
 
+def target_of(program: str) -> str:
+    """Another one for crash/wakes than for wakes."""
+    return program.replace("/", "-")
+
+
 def run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr}"
@@ -147,10 +152,8 @@ class Workshop:
         if key not in self._objects:
             self._core(variant)
             home = self.directory / variant.name
-            source = source_of(program)
-            self._objects[key] = self._compile(
-                source, home / "csrc", home / f"{source.stem}.o", variant.flags
-            )
+            target = home / f"{target_of(program)}.o"
+            self._objects[key] = self._compile(source_of(program), home / "csrc", target, variant.flags)
         return self._objects[key]
 
     def _link(self, target: Path, variant: Variant, objects: Iterable[Path]) -> Path:
@@ -164,9 +167,8 @@ class Workshop:
         if key not in self._programs:
             variant = VARIANTS[variant_name]
             objects = [self._object(program, variant), *self._core(variant).values()]
-            self._programs[key] = self._link(
-                self.directory / variant_name / source_of(program).stem, variant, objects
-            )
+            target = self.directory / variant_name / target_of(program)
+            self._programs[key] = self._link(target, variant, objects)
         return self._programs[key]
 
     def mutant(self, program: str, variant_name: str, name: str, edit: Edit) -> Path:
@@ -179,9 +181,8 @@ class Workshop:
         edit.apply(sources)
         for file in [edit.file] if edit.file.endswith(".c") else list(core):
             core[file] = self._compile(sources / file, sources, home / f"{file}.o", variant.flags)
-        return self._link(
-            home / source_of(program).stem, variant, [self._object(program, variant), *core.values()]
-        )
+        objects = [self._object(program, variant), *core.values()]
+        return self._link(home / target_of(program), variant, objects)
 
 
 def list_tests(program: str) -> list[str]:
