@@ -18,6 +18,7 @@ test: $(VENV)/built
 
 soak: $(VENV)/built
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600
+	$(PY) tests/crash soak --kills 20000
 
 crash: $(VENV)/built
 	$(PY) tests/crash

@@ -1,15 +1,25 @@
-"""SIGKILL at every instruction of every operation, and of every repair of what that left.
+"""What a death may do to a queue: every part of the harness, and one summary.
 
-    python tests/crash [--quick | --every] [OPERATION ...]
+    python tests/crash [--quick | --every] [--kills N] [--seed N] [PART | OPERATION ...]
 
-Builds ``step.c``, runs it over every operation, both kinds of ring, from two cursors, and prints one table.
-Exit status 0: no failure; 77: ptrace is forbidden here, so nothing was tried.
+    step     each operation is killed, or stopped, at every instruction, and so is the repair of it
+    soak     workers of a queue are killed at random; its ledger is exact, and what they held is soon back
+    wakes    wakers die between the store and the wake-up; whoever sleeps goes on
+    laps     laps and cursors go across their wrap
+    alive    nobody who lives is declared dead, and who is dead is
 
-``--quick``: a sample, in seconds.  ``--every``: at every instruction of each repair, too, which takes an
-hour.
+Builds the programs of this folder, runs them over both kinds of ring (the soak: mpmc), and prints one table
+in Markdown.  An OPERATION of the steps stands for them, with this one only.
+
+Exit status 0: no failure; 77: no failure, but ptrace is forbidden here, so no step was tried.
+
+``--quick``: a sample, in less than a minute.  ``--every``: the steps at every instruction of each repair,
+too, which takes an hour.
 """
 
 import argparse
+import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -19,46 +29,90 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from c_build import CC, Workshop
-from crash import harness
+from crash import harness, parts
+from crash.parts import Row
 
 
-def main() -> int:
+def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python tests/crash", description=__doc__.splitlines()[0])
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--quick", action="store_true", help="a sample, in seconds")
+    how.add_argument("--quick", action="store_true", help="a sample, in less than a minute")
     how.add_argument("--every", action="store_true", help="every instruction of each repair, too: an hour")
-    parser.add_argument("operation", nargs="*", help="only these (default: all)")
-    options = parser.parse_args()
-    if CC is None:
-        print("no C compiler on PATH")
-        return 2
-    directory = Path(tempfile.mkdtemp(prefix="shmq-crash-"))
-    started = time.monotonic()
-    try:
-        program = Workshop(directory).program(harness.PROGRAM, "plain")
-        names = harness.operations(program)
-        if unknown := set(options.operation) - set(names):
-            parser.error(f"no such operation: {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
-        jobs = harness.quick(names) if options.quick else harness.thorough(names, options.every)
-        if options.operation:
-            jobs = [job for job in jobs if job.operation in options.operation]
-        finished = []
-        for done in harness.run_all(program, jobs):
-            finished.append(done)
-            if done.complaints:
-                print(done.complaints, end="", file=sys.stderr, flush=True)
-    except harness.PtraceForbidden as forbidden:
-        print(forbidden)
-        return harness.NO_PTRACE
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    parser.add_argument("--kills", type=int, metavar="N", help="of the soak")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all that is random")
+    names = f"{', '.join(['step', *parts.PARTS])}, or an operation of the steps (default: all parts)"
+    parser.add_argument("name", nargs="*", help=names)
+    return parser, parser.parse_args()
+
+
+def steps(workshop: Workshop, options: argparse.Namespace, names: list[str]) -> Row:
+    """Prints its own table; returns its line of the summary."""
+    program = workshop.program(harness.PROGRAM, "plain")
+    jobs = harness.quick(names) if options.quick else harness.thorough(names, options.every)
+    if wanted := set(options.name) & set(names):
+        jobs = [job for job in jobs if job.operation in wanted]
+    finished = []
+    for done in harness.run_all(program, jobs):
+        finished.append(done)
+        if done.complaints:
+            print(done.complaints, end="", file=sys.stderr, flush=True)
     print(harness.table(finished))
     print(
         "images: different memories that a death left; stops: the victim was stopped there, others went on,"
         " then it;\nstrays: the victim took another way than the recorded one, and was killed all the same.\n"
-        f"{harness.coverage(options.quick, options.every)}  {time.monotonic() - started:.0f} s."
     )
-    return int(any(done.failed for done in finished))
+    return Row("step", *harness.summary(finished, harness.coverage(options.quick, options.every)))
+
+
+def amounts(options: argparse.Namespace) -> parts.Amounts:
+    given = {name: value for name in ("kills", "seed") if (value := getattr(options, name)) is not None}
+    return parts.amounts(quick=options.quick, **given)
+
+
+def run_parts(
+    workshop: Workshop, options: argparse.Namespace, operations: list[str]
+) -> tuple[list[Row], bool]:
+    """All rows, and whether the steps were forbidden."""
+    rows, forbidden = [], False
+    wanted = {"step" if name in operations else name for name in options.name} or {"step", *parts.PARTS}
+    if "step" in wanted:
+        try:
+            rows.append(steps(workshop, options, operations))
+        except harness.PtraceForbidden as why:
+            rows.append(Row("step", "not tried", str(why), 0))
+            forbidden = True
+    for part in parts.PARTS:
+        if part in wanted:
+            found, complaints = parts.run(part, workshop.program(f"crash/{part}", "plain"), amounts(options))
+            rows += found
+            print(complaints, end="", file=sys.stderr, flush=True)
+    return rows, forbidden
+
+
+def main() -> int:
+    parser, options = arguments()
+    if CC is None:
+        print("no C compiler on PATH")
+        return 2
+    started = time.monotonic()
+    directory = Path(tempfile.mkdtemp(prefix="shmq-crash-"))
+    try:
+        workshop = Workshop(directory)
+        operations = harness.operations(workshop.program(harness.PROGRAM, "plain"))
+        if unknown := set(options.name) - {"step", *parts.PARTS, *operations}:
+            parser.error(f"no part or operation {sorted(unknown)}; operations are: {', '.join(operations)}")
+        rows, forbidden = run_parts(workshop, options, operations)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(parts.summary(rows))
+    cpus = len(os.sched_getaffinity(0))
+    print(
+        f"\n{time.strftime('%Y-%m-%d')}, Linux {platform.release()}, {platform.machine()}, {cpus} cores,"
+        f" {time.monotonic() - started:.0f} s"
+    )
+    if any(row.failures for row in rows):
+        return 1
+    return harness.NO_PTRACE if forbidden else 0
 
 
 if __name__ == "__main__":

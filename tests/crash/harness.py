@@ -173,7 +173,7 @@ def coverage(is_quick: bool, every: bool) -> str:
     return f"Every instruction of every operation; of the repairs {around}, and every 64th."
 
 
-# ---- the table ----
+# ---- the table, and its line of the summary ----
 
 HEADER = (
     *("operation", "kind", "instructions", "kill points", "images", "repairs: instr.", "kill points"),
@@ -187,12 +187,31 @@ def cells(figures: Figures) -> list[str]:
     return [str(n) for n in (*counts, f.stops, f.strays, f.failures)] + [f"{f.seconds:.1f}"]
 
 
+NOTHING = Figures([0] * 3, [0] * 3, [0] * 3, 0, 0, 0, 0.0)
+UNFINISHED = Figures([0] * 3, [0] * 3, [0] * 3, 0, 0, 1, 0.0)
+
+
+def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
+    """What was done, counts, failures.  ``how``: as coverage() says it."""
+    names = {done.job.operation for done in finished}
+    f = sum((done.figures or UNFINISHED for done in finished), NOTHING)
+    counts = (
+        f"{f.kills[0]:,} killed, at {f.instructions[0]:,} instructions, which left {f.images[0]:,} different"
+        f" memories; {f.kills[1]:,} repairers of these killed; {f.stops:,} stopped, others went on, then it"
+    )
+    return (
+        f"operations of both kinds, one after the other: {len(names)}. {how}",
+        counts,
+        sum(done.failed for done in finished),
+    )
+
+
 def table(finished: list[Done]) -> str:
     rows: dict[tuple[str, str], Figures] = {}
     unfinished = {(d.job.operation, d.job.kind) for d in finished if d.figures is None}
     for done in finished:
         key = (done.job.operation, done.job.kind)
-        figures = done.figures or Figures([0] * 3, [0] * 3, [0] * 3, 0, 0, 1, 0.0)
+        figures = done.figures or UNFINISHED
         rows[key] = rows[key] + figures if key in rows else figures
     lines = [list(HEADER)]
     lines += [[n, k + " (no end)" if (n, k) in unfinished else k, *cells(f)] for (n, k), f in rows.items()]
