@@ -200,7 +200,7 @@ def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
         f" memories; {f.kills[1]:,} repairers of these killed; {f.stops:,} stopped, others went on, then it"
     )
     return (
-        f"operations of both kinds, one after the other: {len(names)}. {how}",
+        f"operations, over both kinds of ring: {len(names)}. {how}",
         counts,
         sum(done.failed for done in finished),
     )
