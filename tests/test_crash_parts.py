@@ -81,7 +81,7 @@ CONTROLS = [
         (
             "mpmc.c",
             r"^void shmq_mpmc_release\(.*\n",
-            r"\g<0>    uint64_t record = load_relaxed(&slot_at(ring, consumer->position)->record);\n"
+            r"\g<0>    uint64_t record = load_relaxed(&shmq_slot_at(ring, consumer->position)->record);\n"
             r"    if (consumer->position % 97 == 0 && (record >> 48 & SHMQ_RECORD_BLOCK) == 0) {\n"
             r"        shmq_mpmc_unpeek(ring, consumer);\n        return;\n    }\n",
         ),
@@ -121,7 +121,7 @@ CONTROLS = [
         "laps_do_not_wrap",
         "laps",
         (
-            "mpmc.c",
+            "slots.h",
             r"int64_t\)apart / \(\(int64_t\)1 << \(64 - SHMQ_LAP_BITS\)\)",
             "int64_t)(apart >> (64 - SHMQ_LAP_BITS))",
         ),

@@ -170,7 +170,7 @@ static void put_something(struct worker *w) {
 
 /* Before it is taken: what it is called, and whether it was in other hands. */
 static uint64_t name_of(const shmq_queue *q, const struct shmq_record *record, bool *again) {
-    const struct shmq_mpmc *ring = &q->ring.mpmc;
+    const struct shmq_slots *ring = &q->ring.mpmc;
     const uint8_t *slot = ring->slots + ((record->position >> 3) & ring->mask) * ring->slot_bytes;
     const uint8_t *data = record->payload;
     uint64_t number;
@@ -338,7 +338,7 @@ static bool is_held_page(uint32_t page, uint64_t word, uint32_t owner) {
 
 /* Of a process that is stopped, or dead and not repaired. */
 static void look_at_holds(struct death *d) {
-    const struct shmq_mpmc *ring = &q->ring.mpmc;
+    const struct shmq_slots *ring = &q->ring.mpmc;
     uint32_t pages = q->arena.small.pages + q->arena.large.pages;
     for (uint32_t page = 0; page < pages; page++) {
         uint64_t word = load_acquire(&q->arena.words[page]);
@@ -362,7 +362,7 @@ static void look_at_holds(struct death *d) {
 }
 
 static bool still_reads(const struct death *d, uint64_t position) {
-    const struct shmq_mpmc *ring = &q->ring.mpmc;
+    const struct shmq_slots *ring = &q->ring.mpmc;
     uint64_t lap = (position >> ring->shift) & SHMQ_LAP_MASK;
     for (uint32_t i = 0; i < d->held; i++)
         if ((const uint8_t *)d->holds[i].at == ring->slots + (position & ring->mask) * ring->slot_bytes &&
