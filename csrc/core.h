@@ -24,6 +24,8 @@
 
 #define SHMQ_LIKELY(x) __builtin_expect(!!(x), 1)
 #define SHMQ_UNLIKELY(x) __builtin_expect(!!(x), 0)
+/* For what would be inlined into a path that seldom needs it, and would make it slow. */
+#define SHMQ_APART __attribute__((noinline))
 
 /* A status that never leaves the core: something was in the way, and is not any more. */
 #define SHMQ_LOOK_AGAIN (-1)
@@ -228,9 +230,10 @@ struct shmq_topic_side {
 
 int shmq_topic_valid(const struct shmq_topic *topic);
 /* SHMQ_LOOK_AGAIN: the message that the slot still has holds a block, see shmq_share_clear. */
-int shmq_topic_try_reserve(const struct shmq_topic *topic, struct shmq_topic_side *publisher, uint32_t bytes,
-                           uint16_t codec, uint16_t flags, struct shmq_record *record);
-void shmq_topic_commit(const struct shmq_topic *topic, struct shmq_topic_side *publisher);
+SHMQ_APART int shmq_topic_try_reserve(const struct shmq_topic *topic, struct shmq_topic_side *publisher,
+                                      uint32_t bytes, uint16_t codec, uint16_t flags,
+                                      struct shmq_record *record);
+SHMQ_APART void shmq_topic_commit(const struct shmq_topic *topic, struct shmq_topic_side *publisher);
 void shmq_topic_abort(const struct shmq_topic *topic, struct shmq_topic_side *publisher);
 bool shmq_topic_room(const struct shmq_topic *topic);
 bool shmq_topic_roomy(const struct shmq_topic *topic);
@@ -238,8 +241,8 @@ void shmq_topic_subscribe(const struct shmq_topic *topic, struct shmq_topic_side
                           uint32_t history);
 void shmq_topic_unsubscribe(const struct shmq_topic *topic, uint32_t peer);
 /* Its payload is a copy, in the subscriber's buffer. */
-int shmq_topic_try_peek(const struct shmq_topic *topic, struct shmq_topic_side *subscriber,
-                        struct shmq_record *record);
+SHMQ_APART int shmq_topic_try_peek(const struct shmq_topic *topic, struct shmq_topic_side *subscriber,
+                                   struct shmq_record *record);
 void shmq_topic_release(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
 /* The message's block is gone: it is missed.  SHMQ_CORRUPT where that cannot be. */
 int shmq_topic_skip(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
@@ -313,11 +316,11 @@ void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, shmq_published_
 /* ---- share.c ---- */
 
 /* Before a publisher claims the slot that it was told of by SHMQ_LOOK_AGAIN. */
-void shmq_share_clear(const struct shmq_topic *topic, struct shmq_topic_side *publisher,
-                      struct shmq_arena *arena);
+SHMQ_APART void shmq_share_clear(const struct shmq_topic *topic, struct shmq_topic_side *publisher,
+                                 struct shmq_arena *arena);
 /* After each message: what has left the history. */
-void shmq_share_expire(const struct shmq_topic *topic, const struct shmq_topic_side *publisher,
-                       struct shmq_arena *arena);
+SHMQ_APART void shmq_share_expire(const struct shmq_topic *topic, const struct shmq_topic_side *publisher,
+                                  struct shmq_arena *arena);
 /* Gives up blocks that nobody needs any more.  True if there were any. */
 bool shmq_share_trim(const struct shmq_topic *topic, struct shmq_arena *arena);
 /* For want of memory: gives up one block, or evicts, as the policy has it.  False: nothing can be done. */

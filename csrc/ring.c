@@ -62,34 +62,34 @@ int shmq_ring_try_reserve(const struct shmq_ring *ring, struct shmq_ring_side *p
                           uint16_t codec, uint16_t flags, struct shmq_record *record) {
     if (ring->is_spsc)
         return shmq_spsc_try_reserve(&ring->spsc, &producer->spsc, bytes, codec, flags, record);
-    if (ring->is_topic)
+    if (SHMQ_UNLIKELY(ring->is_topic))
         return shmq_topic_try_reserve(&ring->topic, &producer->topic, bytes, codec, flags, record);
     return shmq_mpmc_try_reserve(&ring->mpmc, &producer->mpmc, bytes, codec, flags, record);
 }
 
 void shmq_ring_commit(const struct shmq_ring *ring, struct shmq_ring_side *producer) {
     if (ring->is_spsc) shmq_spsc_commit(&ring->spsc, &producer->spsc);
-    else if (ring->is_topic) shmq_topic_commit(&ring->topic, &producer->topic);
+    else if (SHMQ_UNLIKELY(ring->is_topic)) shmq_topic_commit(&ring->topic, &producer->topic);
     else shmq_mpmc_commit(&ring->mpmc, &producer->mpmc);
 }
 
 void shmq_ring_abort(const struct shmq_ring *ring, struct shmq_ring_side *producer,
                      const struct shmq_spsc_side *before) {
     if (ring->is_spsc) shmq_spsc_abort(&producer->spsc, before);
-    else if (ring->is_topic) shmq_topic_abort(&ring->topic, &producer->topic);
+    else if (SHMQ_UNLIKELY(ring->is_topic)) shmq_topic_abort(&ring->topic, &producer->topic);
     else shmq_mpmc_abort(&ring->mpmc, &producer->mpmc);
 }
 
 int shmq_ring_try_peek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
                        struct shmq_record *record) {
     if (ring->is_spsc) return shmq_spsc_try_peek(&ring->spsc, &consumer->spsc, record);
-    if (ring->is_topic) return shmq_topic_try_peek(&ring->topic, &consumer->topic, record);
+    if (SHMQ_UNLIKELY(ring->is_topic)) return shmq_topic_try_peek(&ring->topic, &consumer->topic, record);
     return shmq_mpmc_try_peek(&ring->mpmc, &consumer->mpmc, record);
 }
 
 void shmq_ring_release(const struct shmq_ring *ring, struct shmq_ring_side *consumer) {
     if (ring->is_spsc) shmq_spsc_release(&ring->spsc, &consumer->spsc);
-    else if (ring->is_topic) shmq_topic_release(&ring->topic, &consumer->topic);
+    else if (SHMQ_UNLIKELY(ring->is_topic)) shmq_topic_release(&ring->topic, &consumer->topic);
     else shmq_mpmc_release(&ring->mpmc, &consumer->mpmc);
 }
 

@@ -306,7 +306,7 @@ int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t fla
 
 void shmq_commit(shmq_queue *q) {
     shmq_ring_commit(&q->ring, &q->put.ring);
-    if (q->ring.is_topic && q->ring.topic.history > 0) /* death between: its block goes with its slot */
+    if (SHMQ_UNLIKELY(q->ring.topic.history != 0)) /* death between: its block goes with its slot */
         shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
 }
 
