@@ -263,17 +263,16 @@ void shmq_arena_count(const struct shmq_arena *a, shmq_stats *stats) {
     }
 }
 
-uint64_t shmq_arena_held_bytes(const struct shmq_arena *a, uint32_t owner) {
-    uint64_t bytes = 0;
+void shmq_arena_in_hands(const struct shmq_arena *a, uint32_t owner, struct shmq_hands *hands) {
     for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
         uint64_t w = load_relaxed(&a->words[page]);
         uint32_t state = shmq_word_state(w);
-        bool held = (state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner;
-        if (held || (state == SHMQ_PAGE_INFLIGHT && holds(a, page, w, owner)))
-            bytes +=
-                (1 + (uint64_t)run_behind(a, page, shmq_word_generation(w))) * tier_of(a, page)->page_bytes;
+        bool own = (state == SHMQ_PAGE_LOANED || state == SHMQ_PAGE_LEASED) && shmq_word_owner(w) == owner;
+        if (!own && (state != SHMQ_PAGE_INFLIGHT || !holds(a, page, w, owner))) continue;
+        uint64_t pages = 1 + (uint64_t)run_behind(a, page, shmq_word_generation(w));
+        hands->held_bytes += pages * tier_of(a, page)->page_bytes;
+        *(state == SHMQ_PAGE_LOANED ? &hands->loaned : &hands->leased) += 1;
     }
-    return bytes;
 }
 
 /* Every CONT lies behind a first page that is not FREE.  Looks twice before it complains, because

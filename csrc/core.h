@@ -7,6 +7,7 @@
  *     share.c     the blocks of a topic
  *     spsc.c | mpmc.c | topic.c | arena.c      the structures; none knows another, none waits
  *     peers.c     who is attached, who is alive
+ *     recorder.c  the flight recorder: a peer's last operations
  *     wait.c      eventcount, futex, deadlines
  *     segment.c   geometry, map, ready-last handshake
  *
@@ -101,6 +102,34 @@ void shmq_linger(shmq_ready_fn *enough, void *context, int64_t limit_ns, int64_t
 int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *waiter, shmq_ready_fn *ready,
                          void *context, int64_t deadline_ns, bool *parked);
 
+/* ---- recorder.c ---- */
+
+/* In its own entry, by the peer: what it has just done, or begins to wait for.  Returns the time, CLOCK_MONOTONIC, as
+ * of the last tick. */
+uint64_t shmq_recorder_note(struct shmq_peer *peer, uint32_t op, uint64_t cursor);
+void shmq_recorder_note_run(struct shmq_peer *peer, uint32_t op, uint64_t cursor);
+
+/* Death, or a reader, between any two of the stores: the numbers of this entry disagree. */
+static inline void shmq_recorder_write(struct shmq_peer *peer, uint64_t when, uint64_t what) {
+    struct shmq_event *e = &peer->events[when % SHMQ_EVENTS];
+    store_release(&e->when, when);
+    store_release(&e->what, what | (when & 0xff) << 8);
+    store_relaxed(&peer->event_next, when + 1);
+}
+
+/* The same for what may come a million times a second: the clock is not read at each. */
+static inline void shmq_recorder_note_often(struct shmq_peer *peer, uint32_t op, uint64_t cursor) {
+    uint64_t next = load_relaxed(&peer->event_next);
+    if (SHMQ_UNLIKELY((next & load_relaxed(&peer->event_run)) == 0)) shmq_recorder_note_run(peer, op, cursor);
+    else shmq_recorder_write(peer, next, cursor << 16 | SHMQ_EVENT_EARLY | op);
+}
+
+/* The same where its last event is another operation: a wait in slices is one wait. */
+void shmq_recorder_note_once(struct shmq_peer *peer, uint32_t op, uint64_t cursor);
+/* The whole events in an entry, oldest first; returns how many of SHMQ_EVENTS. */
+uint32_t shmq_recorder_read(const struct shmq_peer *peer, shmq_event_info *events);
+void shmq_recorder_clear(struct shmq_peer *peer);
+
 /* ---- peers.c ---- */
 
 /* A peer slot that this process holds, through a lock that dies with the address space. */
@@ -119,6 +148,17 @@ int shmq_peers_alive(const struct shmq_segment *segment, uint32_t index);
 int shmq_peers_verdict_begin(struct shmq_segment *segment, uint32_t index, uint64_t *epoch);
 void shmq_peers_verdict_end(struct shmq_segment *segment, uint32_t index, uint64_t epoch, int lock);
 
+/* What a peer has in its hands. */
+struct shmq_hands {
+    uint64_t held_bytes, slot_position;
+    uint32_t loaned, leased, writing, reading;
+};
+/* Between the two: what the dead one had, written before anything is repaired. */
+void shmq_peers_testify(struct shmq_segment *segment, uint32_t index, uint64_t epoch,
+                        const struct shmq_hands *hands, uint32_t roles);
+/* True where the entry is vacant because its peer died, and nobody has come since. */
+bool shmq_peers_left_dead(const struct shmq_peer *peer, uint64_t word);
+
 /* ---- spsc.c ---- */
 
 struct shmq_spsc {
@@ -134,6 +174,7 @@ struct shmq_spsc_side {
     uint64_t ahead;    /* producer: end of what is reserved; consumer: end of what is peeked */
     uint64_t far_seen; /* the other side's cursor when we last looked */
     uint64_t messages; /* that passed `ahead` */
+    uint64_t position; /* of the record reserved or peeked last */
     uint32_t flip;     /* which tally entry was written last */
 };
 
@@ -190,6 +231,8 @@ bool shmq_mpmc_roomy(const struct shmq_slots *ring); /* a quarter of the ring is
 bool shmq_mpmc_drained(const struct shmq_slots *ring);
 int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_record *record);
 uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring);
+/* Adds the slots that `owner` writes or reads; also of a topic. */
+void shmq_mpmc_in_hands(const struct shmq_slots *ring, uint32_t owner, struct shmq_hands *hands);
 /* Who owns the slot at the tail, or head, or -1. */
 int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers);
 /* The first slot, from index `from` on, that a dead consumer was reading; UINT64_MAX: none. */
@@ -216,15 +259,16 @@ struct shmq_topic {
 
 /* A publisher's, or a subscriber's, private state. */
 struct shmq_topic_side {
-    uint8_t *buffer;      /* inline_bytes: a payload on its way in or out */
-    uint64_t position;    /* publisher: of the slot that it owns, or (SHMQ_LOOK_AGAIN) would like to */
-    uint64_t header;      /* ... what it is going to be */
-    bool cleared;         /* ... and the message that was there holds no block any more */
-    uint64_t gate;        /* publisher: no subscriber was behind this */
-    uint64_t joins;       /* ... when it had this value */
-    uint64_t cursor;      /* subscriber: its next message */
-    uint64_t joined;      /* ... where it joined; what came before is history */
-    uint64_t missed;      /* ... and how many it did not get since */
+    uint8_t *buffer;   /* inline_bytes: a payload on its way in or out */
+    uint64_t position; /* publisher: of the slot that it owns, or (SHMQ_LOOK_AGAIN) would like to; subscriber:
+                             of the message that it peeked */
+    uint64_t header;   /* ... what it is going to be */
+    bool cleared;      /* ... and the message that was there holds no block any more */
+    uint64_t gate;     /* publisher: no subscriber was behind this */
+    uint64_t joins;    /* ... when it had this value */
+    uint64_t cursor;   /* subscriber: its next message */
+    uint64_t joined;   /* ... where it joined; what came before is history */
+    uint64_t missed;   /* ... and how many it did not get since */
     uint64_t passed_over; /* ... and moved past without reading: room for publishers */
 };
 
@@ -305,7 +349,8 @@ int shmq_arena_valid(const struct shmq_arena *arena);
 /* True if `bytes` from the start of `page` lie within that block. */
 bool shmq_arena_holds(const struct shmq_arena *arena, uint32_t page, uint64_t word, uint64_t bytes);
 void shmq_arena_count(const struct shmq_arena *arena, shmq_stats *stats);
-uint64_t shmq_arena_held_bytes(const struct shmq_arena *arena, uint32_t owner);
+/* Adds the blocks that `owner` has loaned or leased. */
+void shmq_arena_in_hands(const struct shmq_arena *arena, uint32_t owner, struct shmq_hands *hands);
 /* Puts the dead owner's block back in flight if the record at `position` still names it. */
 void shmq_arena_resend(struct shmq_arena *arena, uint32_t dead, uint64_t handle, uint64_t position);
 /* Frees what a dead owner held; keeps its INFLIGHT blocks whose message is published: it says so. */
@@ -371,6 +416,11 @@ bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor);
 bool shmq_ring_drained(const struct shmq_ring *ring, const struct shmq_ring_side *consumer);
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
 void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */
+/* Where the record lies that a side reserved or peeked last. */
+static inline uint64_t shmq_ring_position(const struct shmq_ring *ring, const struct shmq_ring_side *side) {
+    if (ring->is_spsc) return side->spsc.position;
+    return (SHMQ_UNLIKELY(ring->is_topic) ? side->topic.position : side->mpmc.position) << 3;
+}
 
 /* ---- recover.c ---- */
 

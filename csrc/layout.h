@@ -132,9 +132,26 @@ enum shmq_subscribed { SHMQ_NOT_SUBSCRIBED = 0, SHMQ_SUBSCRIBED = 1, SHMQ_WAS_EV
 
 enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
 
+/* One entry of the flight recorder.  Both words bear the event's number, so that a reader knows an entry that is
+ * half written, see recorder.c.  op: enum shmq_op, see shmq.h. */
+#define SHMQ_EVENTS 32u
+#define SHMQ_EVENT_EARLY 0x80u
 struct shmq_event {
-    uint64_t time_ns;
-    uint64_t op_cursor; /* op:8 | cursor:56 */
+    shmq_a64 when; /* number:16 | 1024 ns:20 | seconds:28, of CLOCK_MONOTONIC */
+    shmq_a64 what; /* op:7 | early:1 | number:8 | cursor:48, its low bits */
+};
+
+/* What a reaper found in a dead peer's hands before it repaired anything; it survives until the entry is another's.
+ * By the one reaper, `life` last.  For people: nothing is decided by it, but which entry a newcomer takes. */
+struct shmq_verdict {
+    shmq_a64 life;             /* the dead one's epoch + 1, which the vacant entry's word bears, too */
+    shmq_a64 reaped_ns;        /* CLOCK_MONOTONIC */
+    shmq_a64 held_bytes;       /* arena pages, loaned and leased */
+    shmq_a64 slot_position;    /* of a slot in its hands */
+    shmq_a32 loaned, leased;   /* blocks */
+    shmq_a32 writing, reading; /* mpmc: slots */
+    shmq_a32 roles;            /* enum shmq_role bits */
+    shmq_a32 by_pid;
 };
 
 struct shmq_peer {
@@ -149,16 +166,21 @@ struct shmq_peer {
 
     shmq_a64 messages_put, bytes_put, messages_got, bytes_got; /* writer: the owner */
     shmq_a64 parks, wakes, reaps;
-    uint8_t unused2[SHMQ_LINE - 56];
+    shmq_a64 holding_since_ns; /* CLOCK_MONOTONIC: it has held one block or another since then, if it does */
+    uint8_t unused2[SHMQ_LINE - 64];
 
     shmq_a64 topic_cursor; /* topic: this subscriber's next message; by the owner */
     shmq_a64 topic_missed; /* by the owner */
     shmq_a64 subscription; /* enum shmq_subscribed | epoch << 8; by the owner; a publisher evicts by CAS */
     uint8_t unused3[SHMQ_LINE - 24];
 
-    shmq_a64 events_written; /* flight recorder: a ring of the last operations */
-    uint64_t unused4;
-    struct shmq_event events[39];
+    shmq_a64
+        event_next; /* flight recorder: number of the next event:16 | time as of the last look at the clock:48 */
+    shmq_a64
+        event_run; /* 0, 1, 3 or 7: a look at the clock at each event whose number has none of these bits */
+    struct shmq_event events[SHMQ_EVENTS];
+    struct shmq_verdict verdict;
+    uint64_t unused5[7];
 };
 
 /* ---- ring: spsc records -------------------------------------------------------------------- */
@@ -307,7 +329,9 @@ SHMQ_ASSERT_AT(shmq_control, roles, 4 * SHMQ_LINE);
 _Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
 SHMQ_ASSERT_AT(shmq_peer, messages_put, 1 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_peer, topic_cursor, 2 * SHMQ_LINE);
-SHMQ_ASSERT_AT(shmq_peer, events_written, 3 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_peer, event_next, 3 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_peer, events, 400);
+SHMQ_ASSERT_AT(shmq_peer, verdict, 912);
 _Static_assert(sizeof(struct shmq_peer) == 1024, "peer");
 _Static_assert(sizeof(struct shmq_slot) == 32, "slot");
 SHMQ_ASSERT_AT(shmq_block_header, meta, 32);

@@ -39,41 +39,113 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     return SHMQ_OK;
 }
 
-int shmq_get_peers(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32_t *n) {
+/* What both the living and the dead have in their entry. */
+static void describe_peer(const struct shmq_peer *p, shmq_peer_info *o) {
+    shmq_event_info events[SHMQ_EVENTS];
+    uint32_t n = shmq_recorder_read(p, events);
+    if (n > 0) o->last = events[n - 1];
+    o->pid = p->pid;
+    o->start_ticks = p->start_ticks;
+    o->attached_unix_ns = p->attached_unix_ns;
+    o->messages_put = load_relaxed(&p->messages_put);
+    o->bytes_put = load_relaxed(&p->bytes_put);
+    o->messages_got = load_relaxed(&p->messages_got);
+    o->bytes_got = load_relaxed(&p->bytes_got);
+    o->parks = load_relaxed(&p->parks);
+    o->wakes = load_relaxed(&p->wakes);
+    o->holding_since_ns = o->loaned + o->leased > 0 ? load_relaxed(&p->holding_since_ns) : 0;
+    memcpy(o->comm, p->comm, sizeof o->comm - 1);
+}
+
+static void note_hands(const struct shmq_hands *hands, uint32_t roles, shmq_peer_info *o) {
+    o->held_bytes = hands->held_bytes;
+    o->loaned = hands->loaned;
+    o->leased = hands->leased;
+    o->writing = hands->writing;
+    o->reading = hands->reading;
+    o->slot_position = hands->slot_position;
+    o->is_producer = (roles & SHMQ_ROLE_PRODUCER) != 0;
+    o->is_consumer = (roles & SHMQ_ROLE_CONSUMER) != 0;
+}
+
+/* Of an entry that is in use: by the living, or by the dead until they are repaired. */
+static void look_at_live(const shmq_queue *q, uint32_t i, shmq_peer_info *o) {
+    const struct shmq_peer *p = &q->segment.peers[i];
+    struct shmq_hands hands = {0};
+    uint32_t roles = load32_relaxed(&p->roles);
+    if (!q->ring.is_spsc) shmq_mpmc_in_hands(&q->ring.mpmc, i, &hands);
+    else
+        roles = (role_holder(q, &q->control->roles.producer) == (int32_t)i ? SHMQ_ROLE_PRODUCER : 0u) |
+                (role_holder(q, &q->control->roles.consumer) == (int32_t)i ? SHMQ_ROLE_CONSUMER : 0u);
+    shmq_arena_in_hands(&q->arena, i, &hands);
+    note_hands(&hands, roles, o);
+    describe_peer(p, o);
+    o->alive = !q->observer && i == q->me.index ? 1 : shmq_peers_alive(&q->segment, i);
+    if (!q->ring.is_topic) return;
+    uint32_t subscribed = shmq_topic_state_of(&q->ring.topic, i);
+    o->evicted = subscribed == SHMQ_WAS_EVICTED;
+    o->lag = subscribed == SHMQ_SUBSCRIBED ? shmq_topic_lag_of(&q->ring.topic, i) : 0;
+    o->missed = load_relaxed(&p->topic_missed);
+}
+
+static void look_at_dead(const struct shmq_peer *p, shmq_peer_info *o) {
+    const struct shmq_verdict *v = &p->verdict;
+    struct shmq_hands hands = {.held_bytes = load_relaxed(&v->held_bytes),
+                               .slot_position = load_relaxed(&v->slot_position),
+                               .loaned = load32_relaxed(&v->loaned),
+                               .leased = load32_relaxed(&v->leased),
+                               .writing = load32_relaxed(&v->writing),
+                               .reading = load32_relaxed(&v->reading)};
+    note_hands(&hands, load32_relaxed(&v->roles), o);
+    describe_peer(p, o);
+    o->reaped_ns = load_relaxed(&v->reaped_ns);
+    o->reaped_by_pid = load32_relaxed(&v->by_pid);
+    o->epoch -= 1; /* the word has moved on */
+}
+
+/* True where the entry is one of those that are asked for. */
+static bool look_at_entry(const shmq_queue *q, uint32_t i, bool dead, shmq_peer_info *o) {
+    const struct shmq_peer *p = &q->segment.peers[i];
+    uint64_t word = load_acquire(&p->word);
+    bool in_use = (word & 0xff) == SHMQ_PEER_LIVE;
+    memset(o, 0, sizeof *o);
+    o->index = i;
+    o->epoch = word >> 8;
+    if (in_use) {
+        if (dead && shmq_peers_alive(&q->segment, i) != 0) return false;
+        look_at_live(q, i, o);
+    } else {
+        if (!dead || !shmq_peers_left_dead(p, word)) return false;
+        look_at_dead(p, o);
+    }
+    return load_acquire(&p->word) == word || in_use; /* else a newcomer came while we looked */
+}
+
+static int look_at_peers(shmq_queue *q, bool dead, shmq_peer_info *out, uint32_t capacity, uint32_t *n) {
     int status = shmq_usable(q);
     if (status != SHMQ_OK) return status;
-    int32_t producer = role_holder(q, &q->control->roles.producer);
-    int32_t consumer = role_holder(q, &q->control->roles.consumer);
     *n = 0;
-    for (uint32_t i = 0; i < q->segment.geometry.peers && *n < capacity; i++) {
-        const struct shmq_peer *p = &q->segment.peers[i];
-        uint64_t word = load_acquire(&p->word);
-        if ((word & 0xff) != SHMQ_PEER_LIVE) continue;
-        shmq_peer_info *o = &out[(*n)++];
-        memset(o, 0, sizeof *o);
-        o->index = i;
-        o->epoch = word >> 8;
-        o->pid = p->pid;
-        o->start_ticks = p->start_ticks;
-        o->attached_unix_ns = p->attached_unix_ns;
-        o->messages_put = load_relaxed(&p->messages_put);
-        o->bytes_put = load_relaxed(&p->bytes_put);
-        o->messages_got = load_relaxed(&p->messages_got);
-        o->bytes_got = load_relaxed(&p->bytes_got);
-        o->parks = load_relaxed(&p->parks);
-        o->wakes = load_relaxed(&p->wakes);
-        o->held_bytes = shmq_arena_held_bytes(&q->arena, i);
-        o->alive = !q->observer && i == q->me.index ? 1 : shmq_peers_alive(&q->segment, i);
-        uint32_t roles = q->ring.is_spsc ? 0 : load32_relaxed(&p->roles);
-        o->is_producer = producer == (int32_t)i || (roles & SHMQ_ROLE_PRODUCER) != 0;
-        o->is_consumer = consumer == (int32_t)i || (roles & SHMQ_ROLE_CONSUMER) != 0;
-        memcpy(o->comm, p->comm, sizeof o->comm - 1);
-        if (!q->ring.is_topic) continue;
-        uint32_t subscribed = shmq_topic_state_of(&q->ring.topic, i);
-        o->evicted = subscribed == SHMQ_WAS_EVICTED;
-        o->lag = subscribed == SHMQ_SUBSCRIBED ? shmq_topic_lag_of(&q->ring.topic, i) : 0;
-        o->missed = load_relaxed(&p->topic_missed);
-    }
+    for (uint32_t i = 0; i < q->segment.geometry.peers && *n < capacity; i++)
+        if (look_at_entry(q, i, dead, &out[*n])) *n += 1;
+    return SHMQ_OK;
+}
+
+int shmq_get_peers(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32_t *n) {
+    return look_at_peers(q, false, out, capacity, n);
+}
+
+int shmq_get_dead(shmq_queue *q, shmq_peer_info *out, uint32_t capacity, uint32_t *n) {
+    return look_at_peers(q, true, out, capacity, n);
+}
+
+int shmq_get_events(shmq_queue *q, uint32_t index, shmq_event_info *out, uint32_t capacity, uint32_t *n) {
+    shmq_event_info events[SHMQ_EVENTS];
+    int status = shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    if (index >= q->segment.geometry.peers) return SHMQ_INVALID;
+    uint32_t found = shmq_recorder_read(&q->segment.peers[index], events);
+    *n = found < capacity ? found : capacity;
+    if (*n > 0) memcpy(out, events + (found - *n), *n * sizeof *out);
     return SHMQ_OK;
 }
 

@@ -218,6 +218,12 @@ bool shmq_mpmc_drained(const struct shmq_slots *ring) {
 
 /* ---- for onlookers: nothing here writes ---- */
 
+/* Of a word near the head, the whole position. */
+static uint64_t position_of(const struct shmq_slots *ring, uint64_t index, uint64_t word, uint64_t near) {
+    uint64_t here = near - ((near - index) & ring->mask); /* of this slot, at or before `near` */
+    return here + (uint64_t)shmq_laps_ahead(ring, word, here) * (ring->mask + 1);
+}
+
 /* The tail as the words have it. */
 uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring) {
     uint64_t at = load_acquire(&ring->tail->cursor);
@@ -250,6 +256,18 @@ int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers) {
     return owned ? (int32_t)shmq_slot_owner(word) : -1;
 }
 
+void shmq_mpmc_in_hands(const struct shmq_slots *ring, uint32_t owner, struct shmq_hands *hands) {
+    uint64_t head = load_acquire(&ring->head->cursor);
+    for (uint64_t i = 0; i <= ring->mask; i++) {
+        uint64_t word = load_acquire(&shmq_slot_at(ring, i)->word);
+        uint32_t state = shmq_slot_state(word);
+        if ((state != SHMQ_SLOT_WRITING && state != SHMQ_SLOT_READING) || shmq_slot_owner(word) != owner)
+            continue;
+        *(state == SHMQ_SLOT_WRITING ? &hands->writing : &hands->reading) += 1;
+        hands->slot_position = position_of(ring, i, word, head) << 3;
+    }
+}
+
 /* Between tail - slots and tail each slot is in the lap of its position, or FREE in the next.  A tail that is
  * late by a few leaves some one lap further.  Looks again while others are at work. */
 int shmq_mpmc_valid(const struct shmq_slots *ring) {
@@ -267,12 +285,6 @@ int shmq_mpmc_valid(const struct shmq_slots *ring) {
 }
 
 /* ---- repair ---- */
-
-/* Of a word near the head, the whole position. */
-static uint64_t position_of(const struct shmq_slots *ring, uint64_t index, uint64_t word, uint64_t near) {
-    uint64_t here = near - ((near - index) & ring->mask); /* of this slot, at or before `near` */
-    return here + (uint64_t)shmq_laps_ahead(ring, word, here) * (ring->mask + 1);
-}
 
 bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint64_t handle) {
     struct shmq_slot *slot = shmq_slot_at(ring, argument);

@@ -19,6 +19,9 @@
  * unlocked.  Hence LIVE + unlocked means dead, for ever: a verdict that cannot be revoked.  Where the
  * kernel cannot be asked there is no verdict.
  *
+ * Between the verdict and FREE the reaper writes down what it found in the dead one's hands; that, and the flight
+ * recorder, stay in the vacant entry until a newcomer has no other left.
+ *
  * Death at any line: before the word is LIVE nothing is visible and the kernel drops the lock; after it,
  * the slot is LIVE + unlocked, and a reaper repairs it.
  */
@@ -75,6 +78,9 @@ static uint64_t start_ticks(void) {
 
 static void introduce(struct shmq_peer *peer) {
     struct timespec now;
+    /* The post-mortem of the dead one before us ends here, before anything else in the entry changes. */
+    store_relaxed(&peer->verdict.life, 0);
+    full_fence();
     clock_gettime(CLOCK_REALTIME, &now);
     memset(peer->comm, 0, sizeof peer->comm);
     (void)prctl(PR_GET_NAME, peer->comm);
@@ -82,36 +88,74 @@ static void introduce(struct shmq_peer *peer) {
     peer->start_ticks = start_ticks();
     peer->attached_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
     peer->doorbell = 0;
+    shmq_recorder_clear(peer);
     store32_relaxed(&peer->roles, 0);
-    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put,     &peer->messages_got,
-                            &peer->bytes_got,    &peer->parks,         &peer->wakes,
-                            &peer->reaps,        &peer->topic_cursor,  &peer->topic_missed,
-                            &peer->subscription, &peer->events_written};
+    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put,       &peer->messages_got,
+                            &peer->bytes_got,    &peer->parks,           &peer->wakes,
+                            &peer->reaps,        &peer->topic_cursor,    &peer->topic_missed,
+                            &peer->subscription, &peer->holding_since_ns};
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) store_relaxed(counters[i], 0);
 }
 
+/* SHMQ_PEERS_FULL: this entry is another's. */
+static int join_at(struct shmq_segment *s, int fd, uint32_t i, struct shmq_membership *me) {
+    struct shmq_peer *peer = &s->peers[i];
+    if (!try_lock(fd, i)) return SHMQ_PEERS_FULL; /* someone is just joining here */
+    uint64_t word = load_acquire(&peer->word);
+    if (peer_state(word) != SHMQ_PEER_FREE) { /* joined and died meanwhile: a reaper's work */
+        unlock(fd, i);
+        return SHMQ_PEERS_FULL;
+    }
+    void *pin = mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0);
+    if (pin == MAP_FAILED) return SHMQ_SYSTEM;
+    if (madvise(pin, SHMQ_PAGE, MADV_DONTFORK) != 0) {
+        munmap(pin, SHMQ_PAGE);
+        return SHMQ_SYSTEM;
+    }
+    introduce(peer);
+    me->pin = pin;
+    me->index = i;
+    me->epoch = peer_epoch(word);
+    store_release(&peer->word, peer_word(SHMQ_PEER_LIVE, me->epoch));
+    return SHMQ_OK;
+}
+
+bool shmq_peers_left_dead(const struct shmq_peer *peer, uint64_t word) {
+    return peer_state(word) == SHMQ_PEER_FREE && peer_epoch(word) != 0 &&
+           load_acquire(&peer->verdict.life) == peer_epoch(word);
+}
+
+/* Of the entries that the dead left, the one whose turn comes next: by the time of their verdicts, then by index.
+ * *at: the last one's, then this one's.  UINT32_MAX: none is left. */
+static uint32_t next_of_the_dead(const struct shmq_segment *s, uint32_t last, uint64_t *at) {
+    uint32_t next = UINT32_MAX;
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < s->geometry.peers; i++) {
+        const struct shmq_peer *peer = &s->peers[i];
+        if (!shmq_peers_left_dead(peer, load_acquire(&peer->word))) continue;
+        uint64_t reaped = load_relaxed(&peer->verdict.reaped_ns);
+        bool later = last == UINT32_MAX || reaped > *at || (reaped == *at && i > last);
+        if (!later || reaped >= least) continue;
+        least = reaped;
+        next = i;
+    }
+    *at = least;
+    return next;
+}
+
+/* A dead one's entry is taken only where no other is vacant, the oldest first: a post-mortem outlives the workers
+ * that replace the dead. */
 static int join(struct shmq_segment *s, int fd, struct shmq_membership *me) {
     for (uint32_t i = 0; i < s->geometry.peers; i++) {
-        struct shmq_peer *peer = &s->peers[i];
-        if (peer_state(load_relaxed(&peer->word)) != SHMQ_PEER_FREE) continue;
-        if (!try_lock(fd, i)) continue; /* someone is just joining here */
-        uint64_t word = load_acquire(&peer->word);
-        if (peer_state(word) != SHMQ_PEER_FREE) { /* joined and died meanwhile: a reaper's work */
-            unlock(fd, i);
-            continue;
-        }
-        void *pin = mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_SHARED, fd, 0);
-        if (pin == MAP_FAILED) return SHMQ_SYSTEM;
-        if (madvise(pin, SHMQ_PAGE, MADV_DONTFORK) != 0) {
-            munmap(pin, SHMQ_PAGE);
-            return SHMQ_SYSTEM;
-        }
-        introduce(peer);
-        me->pin = pin;
-        me->index = i;
-        me->epoch = peer_epoch(word);
-        store_release(&peer->word, peer_word(SHMQ_PEER_LIVE, me->epoch));
-        return SHMQ_OK;
+        uint64_t word = load_acquire(&s->peers[i].word);
+        if (peer_state(word) != SHMQ_PEER_FREE || shmq_peers_left_dead(&s->peers[i], word)) continue;
+        int status = join_at(s, fd, i, me);
+        if (status != SHMQ_PEERS_FULL) return status;
+    }
+    uint64_t at = 0;
+    for (uint32_t i = UINT32_MAX; (i = next_of_the_dead(s, i, &at)) != UINT32_MAX;) {
+        int status = join_at(s, fd, i, me);
+        if (status != SHMQ_PEERS_FULL) return status;
     }
     return SHMQ_PEERS_FULL;
 }
@@ -171,6 +215,24 @@ int shmq_peers_verdict_begin(struct shmq_segment *s, uint32_t index, uint64_t *e
     if (fd >= 0) close(fd);
     shmq_fork_unlock();
     return -1;
+}
+
+/* Death before `life`: the next reaper looks again.  After it: what this one found is kept, since the next would find
+ * some of it repaired. */
+void shmq_peers_testify(struct shmq_segment *s, uint32_t index, uint64_t epoch,
+                        const struct shmq_hands *hands, uint32_t roles) {
+    struct shmq_verdict *v = &s->peers[index].verdict;
+    if (load_acquire(&v->life) == epoch + 1) return;
+    store_relaxed(&v->reaped_ns, (uint64_t)shmq_now_ns());
+    store_relaxed(&v->held_bytes, hands->held_bytes);
+    store_relaxed(&v->slot_position, hands->slot_position);
+    store32_relaxed(&v->loaned, hands->loaned);
+    store32_relaxed(&v->leased, hands->leased);
+    store32_relaxed(&v->writing, hands->writing);
+    store32_relaxed(&v->reading, hands->reading);
+    store32_relaxed(&v->roles, roles);
+    store32_relaxed(&v->by_pid, (uint32_t)getpid());
+    store_release(&v->life, epoch + 1);
 }
 
 void shmq_peers_verdict_end(struct shmq_segment *s, uint32_t index, uint64_t epoch, int lock) {

@@ -4,6 +4,7 @@
  * takes the slot under it, because it is not FREE; and if the reaper dies too, the kernel lets the next one in.
  * Each step below asks a structure to repair itself and may be repeated any number of times:
  *
+ *   0. testimony  of what is in its hands, for people, while it is still there
  *   1. blocks  that the dead consumer had leased for a message which it had not taken yet: in flight again
  *   2. ring    mpmc: slots that the dead owned become messages again, or tombs; no message behind the head
  *              topic: slots become tombs, a subscription ends
@@ -101,6 +102,19 @@ static void recover_topic(struct shmq_segment *s, const struct shmq_topic *topic
     if (somebody_publishes(s, dead)) store_release(&roles->lost_producer, 0);
 }
 
+static void testify(struct shmq_segment *s, const struct shmq_ring *ring, const struct shmq_arena *arena,
+                    uint32_t dead, uint64_t epoch) {
+    const struct shmq_roles *roles = &s->control->roles;
+    struct shmq_hands hands = {0};
+    uint32_t had = load32_relaxed(&s->peers[dead].roles);
+    if (!ring->is_spsc) shmq_mpmc_in_hands(&ring->mpmc, dead, &hands);
+    else
+        had = (shmq_role_owner(load_acquire(&roles->producer)) == dead ? SHMQ_ROLE_PRODUCER : 0u) |
+              (shmq_role_owner(load_acquire(&roles->consumer)) == dead ? SHMQ_ROLE_CONSUMER : 0u);
+    shmq_arena_in_hands(arena, dead, &hands);
+    shmq_peers_testify(s, dead, epoch, &hands, had);
+}
+
 int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struct shmq_arena *arena,
                      uint32_t myself, uint32_t *repaired) {
     *repaired = 0;
@@ -109,12 +123,14 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         if (i == myself) continue;
         int lock = shmq_peers_verdict_begin(s, i, &epoch);
         if (lock < 0) continue;
+        testify(s, ring, arena, i, epoch);
         if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
         else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
         else recover_mpmc(&ring->mpmc, arena, i);
         shmq_eventcount_wake_slow(&s->control->not_empty);
         shmq_eventcount_wake_slow(&s->control->not_full);
         shmq_peers_verdict_end(s, i, epoch, lock);
+        if (myself != UINT32_MAX) (void)shmq_recorder_note(&s->peers[myself], SHMQ_OP_REAP, i);
         *repaired += 1;
     }
     /* Also where nobody is dead: who moved the head over a message may be stopped. */

@@ -31,6 +31,11 @@
 #define TAKE_SPINS 40    /* about a microsecond */
 #define SETTLE_TRIES 200 /* a millisecond each, where another process repairs what a dead holder left */
 
+/* In the flight recorder.  Behind the operation: a death before it leaves what the reaper finds in our hands. */
+static void note(shmq_queue *q, uint32_t op, uint64_t cursor) {
+    (void)shmq_recorder_note(q->counters, op, cursor);
+}
+
 /* ---- life of a handle ---- */
 
 static void bind_structures(shmq_queue *q) {
@@ -98,6 +103,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
             return status;
         }
         shmq_settle_in(q);
+        note(q, SHMQ_OP_ATTACH, 0);
         if (creating) shmq_segment_ready(&q->segment);
     }
     atomic_store(&q->users, 1);
@@ -152,7 +158,10 @@ static bool is_forked(const shmq_queue *q) { return q->canary != *shmq_canary; }
 static void drop_user(shmq_queue *q) {
     if (sub32_acq_rel(&q->users, 1) != 1) return;
     /* In a forked child the slot is the parent's and the pin was not copied. */
-    if (!q->observer && !is_forked(q)) shmq_peers_leave(&q->segment, &q->me);
+    if (!q->observer && !is_forked(q)) {
+        note(q, SHMQ_OP_DETACH, 0);
+        shmq_peers_leave(&q->segment, &q->me);
+    }
     shmq_segment_unmap(&q->segment);
 }
 
@@ -170,10 +179,11 @@ void shmq_unpin(shmq_queue *q) { drop_user(q); }
 
 /* A block that is ours keeps the mapping and the struct; once published it keeps them still, for whoever looks
  * at the memory. */
-static void hold_block(shmq_queue *q) {
+static void hold_block(shmq_queue *q, const shmq_block *b, uint32_t op) {
     (void)add32_relaxed(&q->users, 1);
     (void)add32_relaxed(&q->references, 1);
-    (void)add32_relaxed(&q->held, 1);
+    uint64_t now = shmq_recorder_note(q->counters, op, b->page);
+    if (add32_relaxed(&q->held, 1) == 0) store_relaxed(&q->counters->holding_since_ns, now);
 }
 
 static void not_ours(shmq_block *b) {
@@ -223,6 +233,7 @@ static int take_part(shmq_queue *q, bool producer) {
     if (q->ring.is_topic && (!producer || q->get.held)) return SHMQ_INVALID;
     uint32_t roles = load32_relaxed(&q->counters->roles); /* only we write it */
     store32_relaxed(&q->counters->roles, roles | (producer ? SHMQ_ROLE_PRODUCER : SHMQ_ROLE_CONSUMER));
+    note(q, SHMQ_OP_ROLE, producer ? 1 : 2);
     (producer ? &q->put : &q->get)->held = true;
     if (q->ring.is_topic) {
         full_fence();
@@ -244,6 +255,7 @@ static int claim_role(shmq_queue *q, bool producer) {
             /* Acquire: what the last holder did to the ring is visible.  Progress: another one has it now. */
             if (!cas_acq_rel(role, &holder, shmq_role_word(q->me.index, q->me.epoch))) continue;
             side->held = true;
+            note(q, SHMQ_OP_ROLE, producer ? 1 : 2);
             if (producer) store_relaxed(&q->control->roles.lost_producer, 0);
             int status = shmq_spsc_side_load(&q->ring.spsc, producer, &side->ring.spsc);
             if (status != SHMQ_OK) give_role(q, role, side);
@@ -310,15 +322,24 @@ void shmq_commit(shmq_queue *q) {
         shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
 }
 
-void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
-    shmq_commit(q);
-    shmq_put_done(q, messages, bytes);
-}
-
-void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+static void put_done(shmq_queue *q, uint32_t op, uint64_t messages, uint64_t bytes) {
     if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_empty))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_put, messages);
     count(&q->counters->bytes_put, bytes);
+    shmq_recorder_note_often(q->counters, op, shmq_ring_position(&q->ring, &q->put.ring));
+}
+
+static void put_commit(shmq_queue *q, uint32_t op, uint64_t messages, uint64_t bytes) {
+    shmq_commit(q);
+    put_done(q, op, messages, bytes);
+}
+
+void shmq_put_commit(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+    put_commit(q, SHMQ_OP_PUT, messages, bytes);
+}
+
+void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes) {
+    put_done(q, messages == 1 ? SHMQ_OP_PUT : SHMQ_OP_PUT_MANY, messages, bytes);
 }
 
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
@@ -347,7 +368,7 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
     b->bytes = bytes;
     b->queue = q;
     b->unused = 0;
-    hold_block(q);
+    hold_block(q, b, SHMQ_OP_LOAN);
     *block = b;
     return SHMQ_OK;
 }
@@ -379,8 +400,7 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
         return status;
     }
     not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
-    shmq_put_commit(q, 1, bytes);
-
+    put_commit(q, SHMQ_OP_PUBLISH, 1, bytes);
     return SHMQ_OK;
 }
 
@@ -392,6 +412,7 @@ void shmq_block_give_back(shmq_block *b) {
             shmq_share_release(&q->ring.topic, &q->arena, b->page, b->word);
         else (void)shmq_arena_free(&q->arena, b->page, b->word);
         (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
+        note(q, SHMQ_OP_RELEASE, b->page);
     }
     not_ours(b);
 }
@@ -451,7 +472,7 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
     b->data = shmq_arena_data(&q->arena, b->page);
     b->queue = q;
     b->unused = 0;
-    hold_block(q);
+    hold_block(q, b, SHMQ_OP_LEASE);
     *block = b;
     return SHMQ_OK;
 }
@@ -474,6 +495,8 @@ void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
     if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_full))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_got, messages);
     count(&q->counters->bytes_got, bytes);
+    shmq_recorder_note_often(q->counters, messages == 1 ? SHMQ_OP_GET : SHMQ_OP_GET_MANY,
+                             shmq_ring_position(&q->ring, &q->get.ring));
 }
 
 bool shmq_spin_get(shmq_queue *q) {
@@ -528,7 +551,7 @@ static bool look_is_due(const shmq_queue *q) {
 }
 
 /* How many dead it found. */
-static uint32_t look_at_peers(shmq_queue *q) {
+static uint32_t look_for_the_dead(shmq_queue *q) {
     uint32_t repaired;
     (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
     if (repaired > 0) count(&q->counters->reaps, repaired);
@@ -536,7 +559,7 @@ static uint32_t look_at_peers(shmq_queue *q) {
     return repaired;
 }
 
-bool shmq_look_around(shmq_queue *q) { return look_is_due(q) && look_at_peers(q) > 0; }
+bool shmq_look_around(shmq_queue *q) { return look_is_due(q) && look_for_the_dead(q) > 0; }
 
 static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_waiter *waiter,
                       shmq_ready_fn *ready, void *context, int64_t deadline_ns) {
@@ -544,10 +567,10 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
         bool parked;
         int status = shmq_eventcount_wait(e, waiter, ready, context, deadline_ns, &parked);
         if (parked) count(&q->counters->parks, 1);
-        if (parked && status == SHMQ_OK && look_is_due(q)) (void)look_at_peers(q);
+        if (parked && status == SHMQ_OK && look_is_due(q)) (void)look_for_the_dead(q);
         /* A slice or the deadline has passed: what we wait for may be in the hands of the dead. */
         if (status == SHMQ_NOT_READY || (status == SHMQ_EMPTY && parked)) {
-            (void)look_at_peers(q);
+            (void)look_for_the_dead(q);
             if (ready(context)) return SHMQ_OK;
         }
         if (status != SHMQ_NOT_READY) return status;
@@ -556,6 +579,7 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
 
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
     struct need need = {q, cursor, bytes, for_block};
+    shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
     if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
         shmq_linger(put_roomy, &need, GATHER_NS, deadline_ns);
@@ -564,6 +588,7 @@ int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes
 
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
     struct need need = {q, cursor, 0, false};
+    shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_GET, 0);
     int status = wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
     uint64_t lost = lost_producer(q);
     /* Before the last look: what the dead had put was published before its role was given up. */
@@ -760,6 +785,7 @@ int shmq_shutdown(shmq_queue *q, int immediate) {
     uint32_t seen = load32_acquire(&q->control->roles.lifecycle);
     while (seen < to && !atomic_compare_exchange_strong(&q->control->roles.lifecycle, &seen, to)) {
     } /* L1: seq_cst.  It only grows, so a failed CAS means that it is nearer to `to`. */
+    note(q, SHMQ_OP_SHUTDOWN, to);
     shmq_eventcount_wake_slow(&q->control->not_empty);
     shmq_eventcount_wake_slow(&q->control->not_full);
     return SHMQ_OK;
@@ -774,6 +800,7 @@ int shmq_subscribe(shmq_queue *q, uint32_t history) {
         return SHMQ_INVALID;
     store32_relaxed(&q->counters->roles, SHMQ_ROLE_CONSUMER);
     shmq_topic_subscribe(&q->ring.topic, &q->get.ring.topic, q->me.epoch, history);
+    note(q, SHMQ_OP_SUBSCRIBE, q->get.ring.topic.cursor << 3);
     q->get.held = true;
     return SHMQ_OK;
 }

@@ -110,6 +110,26 @@ typedef struct shmq_tensor {
     uint64_t shape[11];
 } shmq_tensor;
 
+/* What a peer did, as its flight recorder has it, and what `cursor` is then. */
+enum shmq_op {
+    SHMQ_OP_ATTACH = 1,    /* 0 */
+    SHMQ_OP_DETACH = 2,    /* 0 */
+    SHMQ_OP_ROLE = 3,      /* 1: first put, it is a producer; 2: first get, a consumer */
+    SHMQ_OP_PUT = 4,       /* position of the message, as in shmq_peeked */
+    SHMQ_OP_PUT_MANY = 5,  /* ... of the last one of the batch */
+    SHMQ_OP_PUBLISH = 6,   /* ... of a message that lies in a block */
+    SHMQ_OP_GET = 7,       /* ... of the message that it took */
+    SHMQ_OP_GET_MANY = 8,  /* ... of the last one of the batch */
+    SHMQ_OP_LOAN = 9,      /* first page of the block */
+    SHMQ_OP_LEASE = 10,    /* ... of the block of the message that it takes next */
+    SHMQ_OP_RELEASE = 11,  /* ... of the loan that it discarded, or the lease that it ended */
+    SHMQ_OP_WAIT_PUT = 12, /* it began to wait for room; bytes that it wants */
+    SHMQ_OP_WAIT_GET = 13, /* it began to wait for a message; 0 */
+    SHMQ_OP_REAP = 14,     /* index of the dead peer that it repaired */
+    SHMQ_OP_SHUTDOWN = 15, /* 1: no more puts; 2: at once */
+    SHMQ_OP_SUBSCRIBE = 16 /* position of the first message that it may get */
+};
+
 typedef struct shmq_queue shmq_queue;
 
 /* A run of arena pages that this process holds: a loan (being written, then published) or a lease
@@ -180,11 +200,28 @@ typedef struct shmq_stats {
     uint8_t uuid[16];
 } shmq_stats;
 
+/* One event of a flight recorder.  Times are CLOCK_MONOTONIC, as of the kernel's last tick (1 to 10 ms). */
+typedef struct shmq_event_info {
+    uint64_t time_ns;
+    uint64_t cursor; /* its low 48 bits */
+    uint32_t op;     /* enum shmq_op */
+    uint32_t
+        is_early; /* 1: of a run of puts and gets within a tick, for which the clock was not read each time: it
+                          came at this time or later, before the next event whose is_early is 0 */
+} shmq_event_info;
+
 typedef struct shmq_peer_info {
     uint64_t epoch, attached_unix_ns, start_ticks;
     uint64_t messages_put, bytes_put, messages_got, bytes_got, parks, wakes;
-    uint64_t held_bytes; /* arena pages it has loaned or leased */
+    uint64_t held_bytes;       /* arena pages it has loaned or leased */
+    uint64_t holding_since_ns; /* CLOCK_MONOTONIC: it has held a block, one or another, since then; or 0 */
+    uint64_t slot_position;    /* mpmc: of a slot in its hands, if it has one */
+    uint64_t reaped_ns;   /* of the dead: when they were found dead, CLOCK_MONOTONIC; 0: not repaired yet */
+    shmq_event_info last; /* its last event; op 0: none */
     uint32_t index, pid;
+    uint32_t loaned, leased;   /* blocks */
+    uint32_t writing, reading; /* mpmc: slots it is at work in */
+    uint32_t reaped_by_pid;
     int32_t alive; /* 1, 0, or -1 where the kernel could not be asked */
     int32_t is_producer, is_consumer;
     uint64_t lag, missed; /* topic, a subscriber: messages before it; that it missed so far */
@@ -266,9 +303,16 @@ int shmq_get_subscription(shmq_queue *queue, shmq_subscription *subscription);
 
 /* ---- looking ---- */
 
-/* These three are snapshots: each figure is right at some moment during the call. */
+/* These are snapshots: each figure is right at some moment during the call. */
 int shmq_get_stats(shmq_queue *queue, shmq_stats *stats);
 int shmq_get_peers(shmq_queue *queue, shmq_peer_info *peers, uint32_t capacity, uint32_t *count);
+/* The dead, also those that are repaired, while their entries of the peer table are not needed again.  What they held
+ * is what the repair found. */
+int shmq_get_dead(shmq_queue *queue, shmq_peer_info *peers, uint32_t capacity, uint32_t *count);
+/* The flight recorder of a peer, alive or dead: its last operations, oldest first, SHMQ_EVENTS_MAX at most. */
+int shmq_get_events(shmq_queue *queue, uint32_t index, shmq_event_info *events, uint32_t capacity,
+                    uint32_t *count);
+#define SHMQ_EVENTS_MAX 32
 /* Copies up to `capacity` bytes of the message `index` places behind the head, without taking it.  A
  * consumer that is at work may take it meanwhile: then SHMQ_EMPTY, or bytes that are no longer it. */
 int shmq_peek(shmq_queue *queue, uint32_t index, void *buffer, uint32_t capacity, shmq_peeked *peeked);

@@ -143,7 +143,7 @@ int shmq_spsc_try_reserve(const struct shmq_spsc *ring, struct shmq_spsc_side *p
     record->bytes = bytes;
     record->codec = codec;
     record->flags = flags;
-    record->position = producer->ahead;
+    record->position = producer->position = producer->ahead;
     producer->ahead += size;
     producer->messages += 1;
     return SHMQ_OK;
@@ -194,6 +194,7 @@ int shmq_spsc_try_peek(const struct shmq_spsc *ring, struct shmq_spsc_side *cons
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (SHMQ_UNLIKELY(record->bytes > ring->inline_bytes)) return SHMQ_CORRUPT;
     consumer->ahead = next;
+    consumer->position = at;
     consumer->messages += 1;
     return SHMQ_OK;
 }

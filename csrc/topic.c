@@ -292,6 +292,7 @@ int shmq_topic_try_peek(const struct shmq_topic *t, struct shmq_topic_side *s, s
         if (!good) return SHMQ_CORRUPT;
         record->position = at << 3;
         record->payload = s->buffer;
+        s->position = at;
         return SHMQ_OK;
     }
 }

@@ -39,6 +39,7 @@ from .errors import (
 )
 from .loan import Loan
 from .queue import Queue
+from .recorder import DeadPeer, Event
 from .segment import SegmentInfo, list_segments, unlink
 from .stats import PeekedMessage, Peer, QueueStats, Snapshot, inspect, peek
 from .topic import Subscription, Topic
@@ -58,8 +59,10 @@ __all__ = [
     "ArenaFull",
     "Closed",
     "Corrupt",
+    "DeadPeer",
     "DecodeError",
     "Empty",
+    "Event",
     "Evicted",
     "ForkedHandle",
     "Full",

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     "segment",
     "wait",
+    "recorder",
     "peers",
     "spsc",
     "mpmc",

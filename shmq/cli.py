@@ -78,6 +78,19 @@ class Who(NamedTuple):
         return Text(str(self.pid), "green") if self.alive else Text(str(self), "red")
 
 
+class Before(NamedTuple):
+    """How long before something else, in seconds."""
+
+    seconds: float
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.exact else '<'}{self.seconds:.3f}"
+
+    def __rich__(self) -> Text:
+        return Text(f"{self} s", no_wrap=True)
+
+
 class Fill(NamedTuple):
     """How full something is: per cent when plain, with a bar on a terminal."""
 
@@ -109,7 +122,7 @@ def _clean(cell: object) -> str:
 def _table(section: Section) -> Table:
     table = Table(box=None, show_header=bool(section.columns), pad_edge=False, padding=(0, 2, 0, 0))
     for index in range(len(section.rows[0])):
-        number = bool(section.columns) and any(isinstance(r[index], int) for r in section.rows)
+        number = bool(section.columns) and any(isinstance(r[index], int | Before) for r in section.rows)
         process = any(isinstance(r[index], Who) for r in section.rows)
         table.add_column(
             section.columns[index] if section.columns else "",
@@ -179,11 +192,11 @@ def _age(unix_seconds: float) -> Age:
 
 def _holders(snapshot: shmq.Snapshot) -> tuple[object, object]:
     """Who produces and who consumes."""
-    return _those(snapshot.peers, "producer"), _those(snapshot.peers, "consumer")
+    return _those(snapshot.peers, "producer", "publisher"), _those(snapshot.peers, "consumer", "subscriber")
 
 
-def _those(peers: Sequence[shmq.Peer], role: str) -> object:
-    those = [p for p in peers if role in p.roles]
+def _those(peers: Sequence[shmq.Peer], *roles: str) -> object:
+    those = [p for p in peers if not p.roles.isdisjoint(roles)]
     if len(those) == 1:
         return Who(those[0].pid, those[0].alive)
     dead = sum(p.alive is False for p in those)
@@ -197,8 +210,13 @@ def stat(
     watch: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.1, help="Repeat until Ctrl-C.")
     ] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only the dead: what they held and did last.")] = False,
 ) -> None:
     """Show one queue: counters, how full it is, its peers."""
+    if dead and watch is not None:
+        raise typer.BadParameter("--dead shows what does not change: give it without --watch")
+    if dead:
+        return _post_mortems(name, as_json)
     before: tuple[float, shmq.Snapshot] | None = None
     drawn = ON_TERMINAL and watch is not None and not as_json
     quietly = contextlib.suppress(KeyboardInterrupt)  # the one way to end a watch is no failure
@@ -235,6 +253,8 @@ def _stat_sections(
         ("state", stats.shutdown),
         ("creator pid", snapshot.creator_pid),
         ("age", _age(snapshot.created_at)),
+        *([("dead", f"{len(snapshot.dead)}, see --dead")] if snapshot.dead else []),
+        *([("policy", stats.policy), ("history", stats.history)] if stats.policy else []),
     )
     messages = (
         ("put", f"{stats.messages_put}{put_rate}"),
@@ -252,6 +272,10 @@ def _stat_sections(
         Section(("memory", "used", "total", "full"), memory),
         Section(("arena pages", *pages), [("", *pages.values())]),
     ]
+    subscribers = [p for p in snapshot.peers if "subscriber" in p.roles]
+    if subscribers:
+        rows = [(p.index, p.lag, p.missed, "evicted" if p.evicted else "reads") for p in subscribers]
+        sections.append(Section(("subscriber", "behind", "missed", "state"), rows))
     return sections + (_peer_sections(snapshot.peers) if snapshot.peers else [])
 
 
@@ -266,6 +290,68 @@ def _peer_sections(peers: Sequence[shmq.Peer]) -> list[Section]:
         did.append((p.index, p.messages_put, p.messages_got, *sizes, p.parks, p.wakes))
     heads = ("peer", "put", "got", "bytes put", "bytes got", "holds", "parks", "wakes")
     return [Section(("peer", "process", "command", "roles", "attached", "epoch"), who), Section(heads, did)]
+
+
+def _post_mortems(name: str, as_json: bool) -> None:
+    dead = shmq.inspect(name).dead
+    if as_json:
+        return _show_json(dead)
+    if not dead:
+        print(f"{name}: no peer has died, or others have taken their entries")
+    for index, peer in enumerate(sorted(dead, key=lambda p: p.found_at or time.time())):
+        print(end="\n" if index else "", flush=True)
+        _show(_post_mortem(peer))
+
+
+def _post_mortem(peer: shmq.DeadPeer) -> list[Section]:
+    found = "not repaired yet"
+    if peer.found_at:
+        found = f"{_clock(peer.found_at)}, by pid {peer.found_by}"
+    facts = [
+        ("dead peer", peer.index),
+        ("process", f"pid {peer.pid} ({peer.comm})"),
+        ("roles", ", ".join(sorted(peer.roles)) or "-"),
+        ("attached", f"{_clock(peer.attached_at)}, epoch {peer.epoch}"),
+        ("messages", f"{peer.messages_put} put, {peer.messages_got} got"),
+        ("last event", _last_event(peer)),
+        ("found dead", found),
+        ("had in hand", _in_hand(peer)),
+    ]
+    if not peer.events:
+        return [Section((), facts)]
+    end = peer.events[-1].at
+    rows = [(Before(max(end - e.at, 0), e.exact), e.op, e.what) for e in peer.events]
+    return [Section((), facts), Section(("before last", "did", "what"), rows)]
+
+
+def _last_event(peer: shmq.DeadPeer) -> str:
+    if not peer.events:
+        return "-"
+    last = peer.events[-1]
+    before = f", {max(peer.found_at - last.at, 0):.3f} s before it was found dead" if peer.found_at else ""
+    return f"{_clock(last.at)}{'' if last.exact else ' or later'}{before}"
+
+
+def _in_hand(peer: shmq.DeadPeer) -> str:
+    blocks = [
+        f"{n} {'block' if n == 1 else 'blocks'} {how}"
+        for n, how in ((peer.blocks_loaned, "on loan"), (peer.blocks_leased, "on lease"))
+        if n
+    ]
+    parts = [" and ".join(blocks)] if blocks else []
+    if peer.holding_since:
+        parts[0] += f", {peer.held_bytes:,} bytes, since {_clock(peer.holding_since)}"
+    if peer.slot_position is not None:
+        doing = "writing" if peer.slots_writing else "reading"
+        parts.append(f"the slot at position {peer.slot_position}, which it was {doing}")
+    return "; ".join(parts) or "nothing"
+
+
+def _clock(unix_seconds: float) -> str:
+    """Of today the time, else with the date; to a millisecond."""
+    then, now = time.localtime(unix_seconds), time.localtime()
+    day = "" if then[:3] == now[:3] else time.strftime("%Y-%m-%d ", then)
+    return f"{day}{time.strftime('%H:%M:%S', then)}.{int(unix_seconds * 1000) % 1000:03d}"
 
 
 @app.command()
@@ -375,12 +461,13 @@ def _repair() -> None:
     failed = False
     for item in checks.survey():
         dead = [p for p in item.snapshot.peers if p.alive is False] if item.snapshot else []
-        if not dead:
+        if item.snapshot is None or not dead:
             continue
         who = ", ".join(f"pid {peer.pid} ({_clean(peer.comm)})" for peer in dead)
         try:
-            with shmq.Queue.attach(item.info.name, timeout=0) as queue:  # attaching repairs
-                queue.reap()
+            kind = shmq.Topic if item.snapshot.stats.kind == "topic" else shmq.Queue
+            with kind.attach(item.info.name, timeout=0) as handle:  # attaching repairs
+                handle.reap()
         except (shmq.ShmqError, OSError) as error:
             failed = True
             _complain(error)

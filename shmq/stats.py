@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from . import codec, errors, segment
+from . import codec, errors, recorder, segment
 from ._core import ffi, lib
+from .recorder import DeadPeer, Event
 from .tensor import META
 
 PAGE_STATES = ("free", "loaned", "inflight", "leased", "returned", "cont")
@@ -56,8 +57,10 @@ class Peer:
     """A handle that is attached.  ``alive`` is the kernel's word; None where it could not be asked.
 
     ``pid`` and ``comm`` are for people: they may be of another PID namespace.  ``roles``: "producer" and
-    "consumer", of a topic "publisher" and "subscriber".  Of a subscriber ``lag`` is the number of messages
-    before it, ``missed`` and ``evicted`` as in ``Subscription``."""
+    "consumer", of a topic "publisher" and "subscriber".  ``holding_since``: it has held one block or another
+    since then.  ``slot_position``: of a slot that it is at work in.  Of a subscriber ``lag`` is the number of
+    messages before it, ``missed`` and ``evicted`` as in ``Subscription``.  ``last``: what it did last, or
+    waits for.  Times are Unix times."""
 
     index: int
     pid: int
@@ -76,6 +79,13 @@ class Peer:
     lag: int
     missed: int
     evicted: bool
+    blocks_loaned: int
+    blocks_leased: int
+    holding_since: float | None
+    slots_writing: int
+    slots_reading: int
+    slot_position: int | None
+    last: Event | None
 
     def __str__(self) -> str:
         state = {True: "alive", False: "dead", None: "not known"}[self.alive]
@@ -84,10 +94,11 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What ``inspect`` returns."""
+    """What ``inspect`` returns.  ``dead``: the repaired, too, while their entries are not needed."""
 
     stats: QueueStats
     peers: list[Peer]
+    dead: list[DeadPeer]
     created_at: float
     creator_pid: int
     uuid: str
@@ -157,19 +168,18 @@ def read_peers(c: Any, name: str) -> list[Peer]:
     count = ffi.new("uint32_t *")
     if status := lib.shmq_get_peers(c, raw, capacity, count):
         errors.raise_status(status, name)
-    names = ("publisher", "subscriber") if stats.kind == lib.SHMQ_KIND_TOPIC else ("producer", "consumer")
-    return [_peer(raw[i], names) for i in range(count[0])]
+    of_topic = stats.kind == lib.SHMQ_KIND_TOPIC
+    return [_peer(raw[i], of_topic) for i in range(count[0])]
 
 
-def _peer(raw: Any, names: tuple[str, str]) -> Peer:
-    roles = [role for role, has in zip(names, (raw.is_producer, raw.is_consumer), strict=True) if has]
+def _peer(raw: Any, of_topic: bool) -> Peer:
     return Peer(
         index=raw.index,
         pid=raw.pid,
         comm=ffi.string(raw.comm, 16).decode(errors="replace"),
         alive={1: True, 0: False}.get(raw.alive),
         epoch=raw.epoch,
-        roles=frozenset(roles),
+        roles=recorder.roles(raw, of_topic),
         attached_at=raw.attached_unix_ns / 1e9,
         messages_put=raw.messages_put,
         messages_got=raw.messages_got,
@@ -181,6 +191,13 @@ def _peer(raw: Any, names: tuple[str, str]) -> Peer:
         lag=raw.lag,
         missed=raw.missed,
         evicted=bool(raw.evicted),
+        blocks_loaned=raw.loaned,
+        blocks_leased=raw.leased,
+        holding_since=recorder.unix_time(raw.holding_since_ns),
+        slots_writing=raw.writing,
+        slots_reading=raw.reading,
+        slot_position=recorder.slot_position(raw),
+        last=recorder.event(raw.last),
     )
 
 
@@ -253,7 +270,8 @@ def inspect(name: str) -> Snapshot:
     with c:
         raw = _read(c, name)
         s = read(c, name)
-        return Snapshot(s, read_peers(c, name), raw.created_unix_ns / 1e9, raw.creator_pid, s.uuid)
+        peers, dead = read_peers(c, name), recorder.read_dead(c, name, s.max_peers, s.kind == "topic")
+        return Snapshot(s, peers, dead, raw.created_unix_ns / 1e9, raw.creator_pid, s.uuid)
 
 
 def peek(name: str, n: int = 10) -> list[PeekedMessage]:

@@ -73,7 +73,9 @@ HALF_ORDERED = ("ldxr", "stxr")
 
 BUGS = [
     Edit(
-        "mpmc.c", r"store_release(\(&shmq_slot_at\(ring, producer->position\)->word, /\* P1)", r"store_relaxed\1"
+        "mpmc.c",
+        r"store_release(\(&shmq_slot_at\(ring, producer->position\)->word, /\* P1)",
+        r"store_relaxed\1",
     ),
     Edit("mpmc.c", r"load_acquire(\(&slot->handle\))", r"load_relaxed\1"),
     Edit("mpmc.c", r"store_seq_cst(\(&shmq_slot_at)", r"store_relaxed\1"),

@@ -15,17 +15,8 @@ from c_build import CC, Edit, Workshop, list_tests
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 
 UNIT = [
-    *(
-        "test_spsc",
-        "test_mpmc",
-        "test_topic",
-        "test_arena",
-        "test_segment",
-        "test_peers",
-        "test_recover",
-        "test_wait",
-    ),
-    "test_queue",
+    *("test_spsc", "test_mpmc", "test_topic", "test_arena", "test_segment", "test_peers", "test_recover"),
+    *("test_wait", "test_queue", "test_recorder"),
 ]
 KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -410,7 +401,7 @@ BUGS = [
     bug(
         "wake_before_publish",
         "shmq.c",
-        r"^(    shmq_ring_commit\(.*\n)(    shmq_put_done.*\n)",
+        r"^(    shmq_ring_commit\(.*\n)(    put_done.*\n)",
         r"\2\1",
         "wakes",
     ),
@@ -450,6 +441,89 @@ BUGS = [
         "F_SETLK, byte, &type) == 0",
         "test_peers",
         "another_descriptor_that_is_closed_leaves_it_alive",
+    ),
+    # post-mortems
+    bug(
+        "half_an_event_is_one",
+        "recorder.c",
+        r" && \(when & 0xff\) == \(what >> 8 & 0xff\);",
+        ";",
+        "test_recorder",
+    ),
+    bug(
+        "event_read_while_written",
+        "recorder.c",
+        r"^    if \(load_acquire\(&from->when\) != when\).*$",
+        "",
+        "points",
+        "company_while_a_recorder_is_read",
+    ),
+    bug(
+        "numbers_do_not_wrap",
+        "recorder.c",
+        r"\(int16_t\)\(uint16_t\)\((.*)\) < 0",
+        r"(\1) < 0",
+        "test_recorder",
+    ),
+    bug("early_is_exact", "recorder.c", r"\(what & SHMQ_EVENT_EARLY\) != 0", "0", "test_recorder"),
+    bug("a_run_without_end", "recorder.c", r"time != \(next & ~NUMBER_MASK\) \? 0 : ", "", "test_recorder"),
+    bug(
+        "a_run_goes_on",
+        "recorder.c",
+        r"^    store_relaxed\(&peer->event_run, 0\);\n    shmq",
+        "    shmq",
+        "test_recorder",
+    ),
+    bug("exact_is_early", "recorder.c", r"^        if \(i \+ 1 < n && .*$", "", "test_recorder"),
+    bug(
+        "early_after_a_wait",
+        "recorder.c",
+        r"^    else store_relaxed\(&peer->event_run, 0\);$",
+        "",
+        "test_recorder",
+    ),
+    bug(
+        "a_wait_a_slice",
+        "recorder.c",
+        r"^    if \(\(load_relaxed\(&peer->events\[last.*$",
+        "    if (op != 0)",
+        "test_recorder",
+    ),
+    bug(
+        "testimony_after_repair",
+        "recover.c",
+        r"^        testify\(s, ring, arena, i, epoch\);\n((?:.*\n){4})",
+        r"\1        testify(s, ring, arena, i, epoch);\n",
+        "test_recorder",
+    ),
+    bug(
+        "testimony_of_the_last_reaper",
+        "peers.c",
+        r"^    if \(load_acquire\(&v->life\) == .*$",
+        "",
+        "test_recorder",
+    ),
+    bug(
+        "newcomers_bury_the_dead",
+        "peers.c",
+        r" \|\| shmq_peers_left_dead\(&s->peers\[i\], word\)",
+        "",
+        "test_recorder",
+    ),
+    bug(
+        "the_first_dead_go_first",
+        "peers.c",
+        r"if \(!later \|\| reaped >= least\)",
+        "if (!later || next != UINT32_MAX)",
+        "test_recorder",
+    ),
+    bug(
+        "post_mortem_of_the_living",
+        "peers.c",
+        r"^    store_relaxed\(&peer->verdict.life, 0\);.*$",
+        "",
+        "points",
+        "death_of_a_newcomer",
     ),
     # segments
     bug(

@@ -195,6 +195,18 @@ CONTROLS = [
         ("get in-line", "mpmc"),
         r"message [23] (?:is lost|where)",
     ),
+    control(
+        "no_testimony",
+        ("recover.c", r"^        testify\(s, ring, arena, i, epoch\);", "        (void)testify;"),
+        ("put in-line", "mpmc"),
+        r"no post-mortem of peer 2",
+    ),
+    control(
+        "every_event_is_the_first",
+        ("recorder.c", r"time \| number, cursor", "time + 0 * number, cursor"),
+        ("put in-line", "spsc"),
+        r"event 0 is \d+",
+    ),
     # company
     control(
         "block_freed_that_was_taken_meanwhile",

@@ -137,6 +137,7 @@ FLOORS = [
     ["limits", "segment"],
     ["tensor"],
     ["codec"],
+    ["recorder"],
     ["stats"],
     ["loan"],
     ["handle"],

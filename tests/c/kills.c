@@ -114,7 +114,7 @@ static void kill_now(pid_t pid) {
 static void settle_put(shmq_queue *q) {
     uint64_t put = lab_stats(q).messages_put, noted = load_acquire(&notes->put);
     CHECK(put == noted || put == load_acquire(&notes->intended));
-    if (put != noted && q->ring.is_mpmc) store_release(&notes->in_doubt[put % IN_DOUBT], put);
+    if (put != noted && !q->ring.is_spsc) store_release(&notes->in_doubt[put % IN_DOUBT], put);
     store_release(&notes->put, put);
 }
 static void settle_got(shmq_queue *q) {

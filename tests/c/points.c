@@ -328,7 +328,73 @@ TEST(death_of_a_creator) {
     }
 }
 
+/* Until it is in the table, the entry is the post-mortem of the dead one before it, or nobody's. */
+TEST(death_of_a_newcomer) {
+    shmq_params two = tiny;
+    two.peers = 2;
+    shared = lab_shared(sizeof *shared);
+    uint64_t n = 0;
+    for (bool finished = false; !finished; n++) {
+        shmq_peer_info dead[2];
+        uint32_t count;
+        store32_release(&shared->finished, 0);
+        rig.fd = lab_object();
+        rig.survivor = lab_create(rig.fd, &two);
+        pid_t first = fork_child();
+        if (first == 0) {
+            (void)lab_attach(rig.fd);
+            die();
+        }
+        join_child(first, SIGKILL);
+        CHECK_EQ(lab_reap(rig.survivor), 1);
+        pid_t second = fork_child();
+        if (second == 0) {
+            arm(n, die);
+            CHECK_EQ(lab_attach(rig.fd)->me.index, 1);
+            if (disarm()) store32_release(&shared->finished, 1);
+            die();
+        }
+        join_child(second, SIGKILL);
+        finished = load32_acquire(&shared->finished) != 0;
+        OK(shmq_get_dead(rig.survivor, dead, 2, &count));
+        bool joined = lab_reap(rig.survivor) == 1;
+        if (joined) CHECK_EQ(count, 1);
+        if (count == 1) CHECK_EQ(dead[0].pid, joined ? second : first);
+        shmq_free(rig.survivor);
+        close(rig.fd);
+    }
+    CHECK(n > 30);
+    munmap(shared, sizeof *shared);
+}
+
 /* ---- company ---- */
+
+static struct shmq_peer recording;
+
+/* All events, numbers `first` and following, at that second. */
+static void record_all(uint64_t first, uint64_t second, uint32_t op) {
+    for (uint64_t i = 0; i < SHMQ_EVENTS; i++) {
+        store_release(&recording.events[i].when, second << 36 | (first + i));
+        store_release(&recording.events[i].what, op | ((first + i) & 0xff) << 8);
+    }
+}
+static void overtake(void) { record_all(256, 9, SHMQ_OP_GET); } /* the same low bits */
+
+TEST(company_while_a_recorder_is_read) {
+    bool missed = false;
+    uint64_t n = 0;
+    for (; !missed; n++) {
+        shmq_event_info events[SHMQ_EVENTS];
+        record_all(0, 1, SHMQ_OP_PUT);
+        arm(n, overtake);
+        uint32_t found = shmq_recorder_read(&recording, events);
+        missed = disarm();
+        CHECK(found >= SHMQ_EVENTS - 1);
+        for (uint32_t i = 0; i < found; i++)
+            CHECK_EQ(events[i].time_ns, UINT64_C(1000000000) * (events[i].op == SHMQ_OP_PUT ? 1 : 9));
+    }
+    CHECK(n > 3 * SHMQ_EVENTS);
+}
 
 /* A producer, a consumer, and a third peer.  Messages bear the numbers sent + 1, sent + 2, ... */
 static struct {

@@ -193,7 +193,7 @@ TEST(one_reaper_at_a_time) {
     CHECK_EQ(peer_word(f.parent, 1), vacant(1));
     CHECK_EQ(lab_reap(f.parent), 0);
     shmq_queue *successor = lab_attach(f.fd);
-    CHECK_EQ(successor->me.index, 1);
+    CHECK_EQ(successor->me.index, 3); /* a post-mortem stays while others are vacant: test_recorder.c */
     shmq_free(successor);
     shmq_free(newcomer);
     end_family(&f);

@@ -140,6 +140,11 @@ static uint64_t hash_memory(void) {
                                                            SHMQ_CONTROL_AT + i * sizeof *p);
         p->attached_unix_ns = p->start_ticks = 0;
         p->pid = 0;
+        p->holding_since_ns = 0;
+        memset(&p->event_next, 0,
+               offsetof(struct shmq_peer, verdict) - offsetof(struct shmq_peer, event_next));
+        p->verdict.reaped_ns = 0;
+        p->verdict.by_pid = 0;
     }
     return hash_of(bench.scratch, bench.bytes);
 }
@@ -307,13 +312,37 @@ static void expect_it_works(void) {
 
 /* ---- after a death ---- */
 
+/* What the dead have recorded is whole, but for the event that they died over. */
+static void expect_recorder(uint32_t i) {
+    const struct shmq_peer *p = &bench.peer[SURVIVOR]->segment.peers[i];
+    shmq_event_info events[SHMQ_EVENTS];
+    uint64_t written = load_relaxed(&p->event_next) & 0xffff, n = shmq_recorder_read(p, events);
+    uint64_t due = written < SHMQ_EVENTS ? written : SHMQ_EVENTS;
+    EXPECT(n + 1 >= due && n <= due + 1, "%" PRIu64 " events of peer %u, which recorded %" PRIu64, n, i,
+           written);
+    for (uint64_t e = 0; e < n; e++) {
+        const shmq_event_info *event = &events[e], *before = &events[e > 0 ? e - 1 : 0];
+        EXPECT(event->op >= SHMQ_OP_ATTACH && event->op <= SHMQ_OP_SUBSCRIBE, "an event %u", event->op);
+        EXPECT(event->time_ns >= before->time_ns, "event %" PRIu64 " is older than the one before", e);
+        EXPECT((event->op == SHMQ_OP_ATTACH) == (e == 0 && due < SHMQ_EVENTS), "event %" PRIu64 " is %u", e,
+               event->op);
+    }
+}
+
 static void expect_repair(const struct numbers *due) {
     uint32_t dead = 0, repaired;
-    for (uint32_t i = SURVIVORS; i < PEERS; i++) dead += is_live(i);
+    bool died[PEERS] = {false};
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) {
+        dead += died[i] = is_live(i);
+        if (died[i]) expect_recorder(i);
+    }
     int status = shmq_reap(bench.peer[SURVIVOR], &repaired);
     EXPECT(status == SHMQ_OK && repaired == dead, "%u dead, %u repaired", dead, repaired);
-    for (uint32_t i = SURVIVORS; i < PEERS; i++)
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) {
         EXPECT(!is_live(i), "peer %u is still in the table after its repair", i);
+        EXPECT(!died[i] || shmq_peers_left_dead(&bench.peer[SURVIVOR]->segment.peers[i], peer_word(i)),
+               "no post-mortem of peer %u", i);
+    }
     status = shmq_reap(bench.peer[HELPER], &repaired);
     EXPECT(status == SHMQ_OK && repaired == 0, "a second reap repaired %u", repaired);
     status = shmq_validate(bench.peer[SURVIVOR]);
@@ -655,7 +684,7 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
 static void explore(const uint8_t *bytes, const struct operation *op, const struct numbers *due, int depth) {
     struct images seen = {0};
     int level = ++bench.level;
-    struct way way = level == 1 ? record_surely(bytes, op) : record(bytes, op); /* a repair reads no clock */
+    struct way way = record_surely(bytes, op);
     bench.stops = bench.parked && depth == 1;
     bench.dead = 0;
     restore(bytes);
