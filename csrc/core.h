@@ -291,7 +291,7 @@ void shmq_topic_release(const struct shmq_topic *topic, struct shmq_topic_side *
 /* The message's block is gone: it is missed.  SHMQ_CORRUPT where that cannot be. */
 int shmq_topic_skip(const struct shmq_topic *topic, struct shmq_topic_side *subscriber);
 bool shmq_topic_unread(const struct shmq_topic *topic, uint64_t cursor);
-bool shmq_topic_drained(const struct shmq_topic *topic, const struct shmq_topic_side *subscriber);
+bool shmq_topic_drained(const struct shmq_topic *topic, uint64_t cursor);
 /* Does the message at `position` lie in a block? */
 bool shmq_topic_names(const struct shmq_topic *topic, uint64_t position, uint64_t *handle);
 uint64_t shmq_topic_position_of(const struct shmq_topic *topic, uint64_t argument); /* of a page word */
@@ -413,7 +413,7 @@ uint64_t shmq_ring_cursor(const struct shmq_ring *ring, const struct shmq_ring_s
 bool shmq_ring_room(const struct shmq_ring *ring, uint64_t cursor, uint32_t bytes);
 bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor);
 bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor);
-bool shmq_ring_drained(const struct shmq_ring *ring, const struct shmq_ring_side *consumer);
+bool shmq_ring_drained(const struct shmq_ring *ring, uint64_t cursor);
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
 void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */
 /* Where the record lies that a side reserved or peeked last. */

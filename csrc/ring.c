@@ -118,10 +118,9 @@ bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor) {
     return ring->is_topic ? shmq_topic_roomy(&ring->topic) : shmq_mpmc_roomy(&ring->mpmc);
 }
 
-bool shmq_ring_drained(const struct shmq_ring *ring, const struct shmq_ring_side *consumer) {
+bool shmq_ring_drained(const struct shmq_ring *ring, uint64_t cursor) {
     if (ring->is_spsc) return true;
-    return ring->is_topic ? shmq_topic_drained(&ring->topic, &consumer->topic)
-                          : shmq_mpmc_drained(&ring->mpmc);
+    return ring->is_topic ? shmq_topic_drained(&ring->topic, cursor) : shmq_mpmc_drained(&ring->mpmc);
 }
 
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record) {

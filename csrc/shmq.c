@@ -433,7 +433,8 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
     if (status == SHMQ_EMPTY && load32_acquire(&q->control->roles.lifecycle) != SHMQ_RUNNING) {
         /* L2 <- L1: what was put before the shutdown is visible now. */
         status = shmq_ring_try_peek(&q->ring, &q->get.ring, record);
-        if (status == SHMQ_EMPTY && shmq_ring_drained(&q->ring, &q->get.ring)) status = SHMQ_SHUT_DOWN;
+        if (status == SHMQ_EMPTY && shmq_ring_drained(&q->ring, shmq_ring_cursor(&q->ring, &q->get.ring)))
+            status = SHMQ_SHUT_DOWN;
     }
     if (SHMQ_UNLIKELY((q->get.ring.mpmc.tombs | q->get.ring.topic.passed_over) != 0)) {
         if (q->ring.is_topic) (void)shmq_share_trim(&q->ring.topic, &q->arena);
@@ -541,8 +542,14 @@ static uint64_t lost_producer(const shmq_queue *q) {
 
 static bool get_ready(void *context) {
     const struct need *need = context;
-    if (lost_producer(need->q) != 0) return true;
-    return not_running(need->q) || shmq_ring_unread(&need->q->ring, need->cursor);
+    shmq_queue *q = need->q;
+    if (lost_producer(q) != 0 || shmq_ring_unread(&q->ring, need->cursor)) return true;
+    if (SHMQ_LIKELY(!not_running(q))) return false;
+    /* Draining, and a producer is at work: its message is still to come, or it is dead. */
+    bool to_come = load32_relaxed(&q->open) != 0 &&
+                   load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
+                   !shmq_ring_drained(&q->ring, need->cursor);
+    return !to_come;
 }
 
 /* Where messages come all the time no wait lasts a slice, and yet somebody may be dead. */

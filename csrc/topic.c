@@ -190,8 +190,8 @@ int shmq_topic_try_reserve(const struct shmq_topic *t, struct shmq_topic_side *p
             record->position = at << 3; /* in the unit of a byte ring, as page words have it */
             return SHMQ_OK;
         }
-        if (ahead < 0)
-            return ahead == -1 ? SHMQ_FULL : SHMQ_CORRUPT; /* held up by a publisher a lap behind */
+        if (ahead < 0) /* held up by a publisher a lap behind */
+            return ahead == -1 && state == SHMQ_SLOT_WRITING ? SHMQ_FULL : SHMQ_CORRUPT;
         if (ahead > 1 && load_acquire(&s->tail->cursor) == at) return SHMQ_CORRUPT;
         shmq_move_on(s->tail, at); /* claimed by another, who has not moved the tail yet */
     }
@@ -245,8 +245,9 @@ static void miss(const struct shmq_topic *t, struct shmq_topic_side *s, uint64_t
 static int overtaken(const struct shmq_topic *t, struct shmq_topic_side *s) {
     if (shmq_topic_state_of(t, t->slots.owner) == SHMQ_WAS_EVICTED) return SHMQ_EVICTED;
     if (t->policy != SHMQ_DROP_OLDEST) return SHMQ_CORRUPT;
-    uint64_t slots = t->slots.mask + 1;
-    uint64_t to = load_acquire(&t->slots.tail->cursor) - slots + slots / 8;
+    uint64_t slots = t->slots.mask + 1, oldest = load_acquire(&t->slots.tail->cursor) - slots;
+    uint64_t to = oldest + slots / 8;
+    if ((int64_t)(oldest - s->cursor) < 0) return SHMQ_CORRUPT; /* no publisher was here */
     miss(t, s, (int64_t)(to - s->cursor) > 0 ? to : s->cursor + 1);
     return SHMQ_OK;
 }
@@ -311,8 +312,8 @@ bool shmq_topic_unread(const struct shmq_topic *t, uint64_t cursor) {
 }
 
 /* Nothing that has begun is still to come. */
-bool shmq_topic_drained(const struct shmq_topic *t, const struct shmq_topic_side *s) {
-    return s->cursor == load_acquire(&t->slots.tail->cursor);
+bool shmq_topic_drained(const struct shmq_topic *t, uint64_t cursor) {
+    return cursor == load_acquire(&t->slots.tail->cursor);
 }
 
 /* ---- messages as holders of blocks ---- */

@@ -93,7 +93,7 @@ def test_sigkill_in_mid_stream(workshop: Workshop, whom: str, kind: str) -> None
     passes(workshop.program("kills", "plain"), whom, KILLS, 1, kind=kind)
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["spsc", "mpmc", "topic"])
 def test_garbage_in_a_live_segment(workshop: Workshop, kind: str) -> None:
     """Under AddressSanitizer and UBSan, with the leak detector on."""
     passes(workshop.program("damage", "asan"), MUTATIONS, 1, kind=kind)
@@ -549,6 +549,14 @@ BUGS = [
         "big_pages",
     ),
     bug("anyone_may_write", "segment.c", r" \|\| \(st->st_mode & 077\) != 0", "", "test_segment"),
+    bug(
+        "a_drain_spins",
+        "shmq.c",
+        r"^    return !to_come;",
+        "    (void)to_come; return true;",
+        "test_queue",
+        "a_drain_waits_for_who_is_at_work",
+    ),
     # topics
     bug(
         "old_block_of_another_slot",

@@ -21,13 +21,13 @@ static const char *const place_names[] = {"header", "control", "peers", "records
 static struct last {
     shmq_a64 number, offset, before, after;
     shmq_a32 place;
-    uint64_t statuses[SHMQ_PEER_DEAD + 1]; /* what the calls answered */
-} *last;                                   /* shared with the parent, which tells it */
+    uint64_t statuses[SHMQ_EVICTED + 1]; /* what the calls answered */
+} *last;                                 /* shared with the parent, which tells it */
 
 static uint64_t seed;
 
 static int note(int status) {
-    CHECK(status >= 0 && status <= SHMQ_PEER_DEAD);
+    CHECK(status >= 0 && status <= SHMQ_EVICTED);
     last->statuses[status] += 1;
     return status;
 }
@@ -65,7 +65,10 @@ static void mutate(const shmq_queue *q, uint64_t number) {
     switch (place) {
     case HEADER: bytes = sizeof(struct shmq_header); break;
     case CONTROL: from = SHMQ_CONTROL_AT, bytes = 5 * SHMQ_LINE; break;
-    case PEERS: from = g->peers_at + below(&seed, 4) * sizeof(struct shmq_peer), bytes = 64; break;
+    case PEERS:
+        from = g->peers_at + below(&seed, 4) * sizeof(struct shmq_peer), bytes = 64;
+        if (q->ring.is_topic && below(&seed, 2) == 0) from += 2 * SHMQ_LINE; /* cursor and subscription */
+        break;
     case RECORDS: from = g->ring_at, bytes = g->ring_bytes; break;
     case WORDS: from = g->words_at, bytes = pages * 8; break;
     default: from = g->blocks_at, bytes = pages * sizeof(struct shmq_block_header); break;
@@ -111,7 +114,12 @@ static void look_at(shmq_queue *q) {
 static void newcomer(int fd) {
     shmq_queue *q;
     if (note(shmq_attach(fd, &q)) == SHMQ_OK) {
+        shmq_message m;
         look_at(q);
+        if (q->ring.is_topic && below(&seed, 2) == 0) {
+            (void)note(shmq_subscribe(q, 2));
+            if (note(shmq_get(q, &m, SHMQ_NO_WAIT)) == SHMQ_OK) shmq_message_release(&m);
+        }
         (void)note(lab_put(q, 1, 16, SHMQ_NO_WAIT));
         shmq_free(q);
     }
@@ -129,6 +137,7 @@ static void work(const shmq_params *params, uint64_t first, uint64_t mutations) 
     /* Whoever reads beyond the end should notice. */
     void *guard = mmap(behind, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     shmq_message held = {0};
+    if (c->ring.is_topic) OK(shmq_subscribe(c, 0));
     for (uint64_t i = 0; i < mutations; i++) {
         uint64_t bytes = below(&seed, 3) == 0 ? 16 + below(&seed, capacity / 4 + 1) : 16 + below(&seed, 300);
         uint32_t repaired;
@@ -181,6 +190,10 @@ int main(int argc, char **argv) {
             params.first_cursor = below(&seed, 2) == 0 ? 0 : UINT64_C(0) - 64;
             params.arena_bytes = (1 + below(&seed, 3)) * 4 * SHMQ_SMALL_PAGE;
             if (below(&seed, 8) == 0) params.arena_bytes = 0; /* then the ring ends where the segment does */
+            if (params.kind == SHMQ_KIND_TOPIC) {
+                params.policy = (uint32_t)below(&seed, 3);
+                params.history = (uint32_t)below(&seed, 3);
+            }
             alarm(watchdog_s());
             work(&params, i, MUTATIONS_PER_SEGMENT);
         }
@@ -199,7 +212,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("%" PRIu64 " mutations;", mutations);
-    for (int i = 0; i <= SHMQ_PEER_DEAD; i++)
+    for (int i = 0; i <= SHMQ_EVICTED; i++)
         if (last->statuses[i] > 0) printf(" %s: %" PRIu64, shmq_status_text(i), last->statuses[i]);
     printf("\n");
     /* The damage must have been felt, and must not have been all there was. */

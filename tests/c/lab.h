@@ -17,10 +17,11 @@
 #define OK(call) CHECK_EQ((call), SHMQ_OK)
 #define MS INT64_C(1000000)
 
-/* LAB_KIND=mpmc in the environment: the same test over the other kind of ring. */
+/* LAB_KIND=mpmc (or topic, where the program can) in the environment: the same over another kind of ring. */
 static inline uint32_t lab_kind(void) {
     const char *kind = getenv("LAB_KIND");
-    return kind != NULL && strcmp(kind, "mpmc") == 0 ? SHMQ_KIND_MPMC : SHMQ_KIND_SPSC;
+    if (kind == NULL || strcmp(kind, "spsc") == 0) return SHMQ_KIND_SPSC;
+    return strcmp(kind, "mpmc") == 0 ? SHMQ_KIND_MPMC : SHMQ_KIND_TOPIC;
 }
 
 /* 4 KiB of ring (or four slots), 16 small pages. */

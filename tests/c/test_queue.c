@@ -337,6 +337,33 @@ TEST(shutdown_drains_or_stops) {
     shut();
 }
 
+/* ... and waits, asleep and to its deadline, for the message of a producer that is at work. */
+TEST(a_drain_waits_for_who_is_at_work) {
+    shmq_params params = tiny;
+    for (params.kind = SHMQ_KIND_MPMC; params.kind <= SHMQ_KIND_TOPIC; params.kind++) {
+        struct shmq_record record;
+        uint64_t number;
+        open_with(&params);
+        shmq_queue *c = lab_attach(fd);
+        if (params.kind == SHMQ_KIND_TOPIC) OK(shmq_subscribe(c, 0));
+        OK(shmq_put_begin(q));
+        OK(shmq_try_reserve(q, MESSAGE_MIN, SHMQ_RAW, 0, &record));
+        OK(shmq_shutdown(q, 0));
+        store_relaxed(&c->get.waiter.spin_ns, 0);
+        int64_t from = shmq_now_ns();
+        CHECK_EQ(lab_get(c, &number, shmq_deadline(20 * MS)), SHMQ_EMPTY);
+        CHECK(shmq_now_ns() - from >= 20 * MS);
+        CHECK_EQ(load_relaxed(&c->counters->parks), 1);
+        message_write(record.payload, 7, MESSAGE_MIN);
+        shmq_put_commit(q, 1, MESSAGE_MIN);
+        OK(lab_get(c, &number, shmq_deadline(5000 * MS)));
+        CHECK_EQ(number, 7);
+        CHECK_EQ(lab_get(c, &number, shmq_deadline(5000 * MS)), SHMQ_SHUT_DOWN);
+        shmq_free(c);
+        shut();
+    }
+}
+
 TEST(peek_shows_and_takes_nothing) {
     open_tiny();
     shmq_tensor t = {.dtype = SHMQ_UINT8, .order = 'C', .ndim = 1, .shape = {100}};
