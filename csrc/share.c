@@ -6,23 +6,38 @@
  * look back: hence a block that the ring holds always has a message that names it, or an owner who died before it
  * published).
  *
- * Whoever ends the ring's hold takes a hold of its own first.  Held, the block cannot begin another life, so one
- * look at the slot behind that says whether it is this message's still; without it, a process that was stopped
- * between its look and its CAS could end the hold on another message's block, many lives later.
+ * Whoever ends the ring's hold takes a hold of its own first.  Held, the block cannot begin another life, so its
+ * page word, which has the position of the message that it was published with, says whose it is.  Without it a
+ * process that was stopped in between could end the hold on another message's block, many lives later.  A look at
+ * the slot would not do: the slot keeps its handle when the block is given up, and generations come round, within
+ * one lap where the ring is long.
  */
 #include "core.h"
 
+int shmq_share_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
+                     uint64_t *word) {
+    int status = shmq_arena_hold(a, handle, page);
+    if (status != SHMQ_OK) return status == SHMQ_EMPTY ? SHMQ_LOOK_AGAIN : status;
+    /* Held by us, it cannot begin another life; so this says whose it is. */
+    *word = load_acquire(&a->words[*page]);
+    if (shmq_word_state(*word) == SHMQ_PAGE_INFLIGHT &&
+        shmq_word_generation(*word) == shmq_handle_generation(handle) &&
+        shmq_word_argument(*word) == shmq_cursor_argument(position))
+        return SHMQ_OK;
+    shmq_arena_let_go(a, *page, false);
+    return SHMQ_LOOK_AGAIN;
+}
+
 /* True if we ended the ring's hold on the block of the message at `position`. */
 static bool drop(const struct shmq_topic *t, struct shmq_arena *a, uint64_t position) {
-    uint64_t handle, again;
+    uint64_t handle, word;
     uint32_t page;
     if (!shmq_topic_names(t, position, &handle)) return false;
     /* Not to be had: the ring holds it no more; or it is a lease of our own, whose end will do this. */
-    if (shmq_arena_hold(a, handle, &page) != SHMQ_OK) return false;
-    bool still = shmq_topic_names(t, position, &again) && again == handle;
+    if (shmq_share_lease(a, handle, position << 3, &page, &word) != SHMQ_OK) return false;
     /* Death here: a hold in our name, and the message as before. */
-    shmq_arena_let_go(a, page, still);
-    return still;
+    shmq_arena_let_go(a, page, true);
+    return true;
 }
 
 void shmq_share_clear(const struct shmq_topic *t, struct shmq_topic_side *publisher, struct shmq_arena *a) {
@@ -52,20 +67,6 @@ void shmq_share_expire(const struct shmq_topic *t, const struct shmq_topic_side 
     uint64_t old = publisher->position - t->history, handle;
     if (!shmq_topic_names(t, old, &handle)) return;
     if ((int64_t)(shmq_topic_needed_from(t, true) - old) > 0) (void)drop(t, a, old);
-}
-
-int shmq_share_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
-                     uint64_t *word) {
-    int status = shmq_arena_hold(a, handle, page);
-    if (status != SHMQ_OK) return status == SHMQ_EMPTY ? SHMQ_LOOK_AGAIN : status;
-    /* Held by us, it cannot begin another life; so this says whose it is. */
-    *word = load_acquire(&a->words[*page]);
-    if (shmq_word_state(*word) == SHMQ_PAGE_INFLIGHT &&
-        shmq_word_generation(*word) == shmq_handle_generation(handle) &&
-        shmq_word_argument(*word) == shmq_cursor_argument(position))
-        return SHMQ_OK;
-    shmq_arena_let_go(a, *page, false);
-    return SHMQ_LOOK_AGAIN;
 }
 
 void shmq_share_release(const struct shmq_topic *t, struct shmq_arena *a, uint32_t page, uint64_t word) {

@@ -491,6 +491,29 @@ TEST(a_late_lease_of_another_message_is_let_go) {
     }
 }
 
+TEST(a_block_that_came_round_to_its_generation_is_another_messages) {
+    with(SHMQ_BLOCK, 0);
+    FROM_EACH_START {
+        uint64_t first = out->ring.topic.first, handle, again;
+        shmq_queue *a = subscriber(0);
+        OK(publish(1, BLOCK));
+        CHECK(shmq_topic_names(&a->ring.topic, first, &handle));
+        gets(a, 1); /* the block is given up; the slot keeps the handle */
+        for (int life = 1; life < 4096; life++) {
+            shmq_block *unused;
+            OK(shmq_loan(out, BLOCK, SHMQ_NO_WAIT, &unused));
+            shmq_block_release(unused);
+        }
+        OK(publish(2, BLOCK));
+        CHECK(shmq_topic_names(&a->ring.topic, first + 1, &again));
+        CHECK_EQ(again, handle);
+        for (uint64_t n = 3; n <= SLOTS + 1; n++) OK(publish(n, SHORT)); /* the last one in the slot of 1 */
+        for (uint64_t n = 2; n <= SLOTS + 1; n++) gets(a, n);
+        lab_all_pages_free(out);
+        shmq_free(a);
+    }
+}
+
 TEST(a_publisher_between_its_look_and_its_claim) {
     with(SHMQ_BLOCK, 0);
     FROM_EACH_START {
