@@ -248,7 +248,7 @@ bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint6
 /* ---- topic.c ---- */
 
 struct shmq_topic {
-    struct shmq_slots slots; /* head: how far blocks were given up, a hint */
+    struct shmq_slots slots; /* head: blocks were given up as far as here, perhaps further */
     struct shmq_roles *roles;
     struct shmq_peer *peers;
     uint64_t first; /* where the tail began */
@@ -297,8 +297,10 @@ bool shmq_topic_names(const struct shmq_topic *topic, uint64_t position, uint64_
 uint64_t shmq_topic_position_of(const struct shmq_topic *topic, uint64_t argument); /* of a page word */
 /* The oldest position that a subscriber, or (if asked) the history, still needs. */
 uint64_t shmq_topic_needed_from(const struct shmq_topic *topic, bool by_history);
-/* The next message before `end` that lies in a block, from the head on, which moves past it. */
+/* The next message before `end` that lies in a block, from the head on. */
 bool shmq_topic_next_spent(const struct shmq_topic *topic, uint64_t end, uint64_t *position);
+void shmq_topic_pass(const struct shmq_topic *topic,
+                     uint64_t position); /* its block is given up: the head moves */
 /* Ends the subscriptions that are more than `behind` behind `tail`. */
 bool shmq_topic_evict(const struct shmq_topic *topic, uint64_t tail, uint64_t behind);
 /* How far the slowest subscriber is behind the tail, and who that is, or 0 and -1. */
@@ -370,6 +372,8 @@ SHMQ_APART void shmq_share_expire(const struct shmq_topic *topic, const struct s
 bool shmq_share_trim(const struct shmq_topic *topic, struct shmq_arena *arena);
 /* For want of memory: gives up one block, or evicts, as the policy has it.  False: nothing can be done. */
 bool shmq_share_reclaim(const struct shmq_topic *topic, struct shmq_arena *arena);
+/* For waits: would it?  Holds nothing, so that it may run beside other threads of this process. */
+bool shmq_share_reclaimable(const struct shmq_topic *topic, const struct shmq_arena *arena);
 /* SHMQ_LOOK_AGAIN: the message is gone. */
 int shmq_share_lease(struct shmq_arena *arena, uint64_t handle, uint64_t position, uint32_t *page,
                      uint64_t *word);

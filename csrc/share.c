@@ -45,21 +45,61 @@ void shmq_share_clear(const struct shmq_topic *t, struct shmq_topic_side *publis
     publisher->cleared = true;
 }
 
-bool shmq_share_trim(const struct shmq_topic *t, struct shmq_arena *a) {
+/* Does the ring hold the block of the message at `position`?  Once it does not, it never will again. */
+static bool is_kept(const struct shmq_topic *t, const struct shmq_arena *a, uint64_t position) {
+    uint64_t handle;
+    if (!shmq_topic_names(t, position, &handle) || !shmq_arena_is_shared(a, handle)) return false;
+    uint64_t word = load_acquire(&a->words[shmq_handle_page(handle)]);
+    return shmq_word_argument(word) == shmq_cursor_argument(position << 3);
+}
+
+/* The oldest message before `end` whose block the ring holds.  The head moves past what comes before it. */
+static bool next_kept(const struct shmq_topic *t, const struct shmq_arena *a, uint64_t end,
+                      uint64_t *position) {
+    for (; shmq_topic_next_spent(t, end, position); shmq_topic_pass(t, *position))
+        if (is_kept(t, a, *position)) return true;
+    return false;
+}
+
+/* The head stays behind a block until the ring does not hold it: whoever dies in between leaves it in sight. */
+static bool give_up_blocks(const struct shmq_topic *t, struct shmq_arena *a, uint64_t end, bool only_one) {
     bool any = false;
-    for (uint64_t at; shmq_topic_next_spent(t, shmq_topic_needed_from(t, true), &at);) any |= drop(t, a, at);
+    for (uint64_t at; !(any && only_one) && next_kept(t, a, end, &at);) {
+        if (drop(t, a, at)) any = true;
+        else if (is_kept(t, a, at)) break; /* a lease of our own */
+    }
     return any;
 }
 
+bool shmq_share_trim(const struct shmq_topic *t, struct shmq_arena *a) {
+    return give_up_blocks(t, a, shmq_topic_needed_from(t, true), false);
+}
+
 /* What is kept for late subscribers goes first, then, as the policy has it, what has not been read. */
-bool shmq_share_reclaim(const struct shmq_topic *t, struct shmq_arena *a) {
-    uint64_t tail = load_acquire(&t->slots.tail->cursor);
-    uint64_t end = t->policy == SHMQ_DROP_OLDEST ? tail : shmq_topic_needed_from(t, false);
-    for (uint64_t at; shmq_topic_next_spent(t, end, &at);)
-        if (drop(t, a, at)) return true;
+static uint64_t end_of_spent(const struct shmq_topic *t) {
+    return t->policy == SHMQ_DROP_OLDEST ? load_acquire(&t->slots.tail->cursor)
+                                         : shmq_topic_needed_from(t, false);
+}
+
+/* With policy SHMQ_EVICT: is it the slowest subscriber that the oldest block is kept for?  How far behind is it? */
+static bool is_held_up(const struct shmq_topic *t, const struct shmq_arena *a, uint64_t *tail,
+                       uint64_t *behind) {
+    uint64_t at;
     int32_t who;
-    uint64_t behind = shmq_topic_lag(t, &who);
-    return t->policy == SHMQ_EVICT && behind > 0 && shmq_topic_evict(t, tail, behind - 1);
+    *tail = load_acquire(&t->slots.tail->cursor);
+    *behind = shmq_topic_lag(t, &who);
+    return t->policy == SHMQ_EVICT && *behind > 0 && next_kept(t, a, *tail, &at);
+}
+
+bool shmq_share_reclaimable(const struct shmq_topic *t, const struct shmq_arena *a) {
+    uint64_t at, tail, behind;
+    return next_kept(t, a, end_of_spent(t), &at) || is_held_up(t, a, &tail, &behind);
+}
+
+bool shmq_share_reclaim(const struct shmq_topic *t, struct shmq_arena *a) {
+    uint64_t tail, behind;
+    if (give_up_blocks(t, a, end_of_spent(t), true)) return true;
+    return is_held_up(t, a, &tail, &behind) && shmq_topic_evict(t, tail, behind - 1);
 }
 
 void shmq_share_expire(const struct shmq_topic *t, const struct shmq_topic_side *publisher,

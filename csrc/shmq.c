@@ -524,9 +524,10 @@ static bool not_running(const shmq_queue *q) {
 static bool put_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
-    return not_running(q) ||
-           (need->for_block ? shmq_arena_room(&q->arena, need->bytes)
-                            : shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes));
+    if (not_running(q)) return true;
+    if (!need->for_block) return shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes);
+    return shmq_arena_room(&q->arena, need->bytes) ||
+           (q->ring.is_topic && shmq_share_reclaimable(&q->ring.topic, &q->arena));
 }
 static bool put_roomy(void *context) {
     const struct need *need = context;

@@ -14,7 +14,7 @@
  *                                                               share.c, by anyone
  *     TOMB(lap)           -> WRITING(me, lap + 1)   publisher   nothing to do
  *     tail late           -> moved on               anyone      whoever comes next moves it
- *     head late           -> moved on               anyone      the same: it says how far blocks were given up
+ *     head late           -> moved on               anyone      the same: no block is held by the ring before it
  *     cursor of s         -> + 1                    s           reaper of s ends the subscription
  *     subscription of s   -> none                   s           the same
  *                         -> evicted                publisher   the next publisher; s cannot read meanwhile
@@ -354,11 +354,13 @@ bool shmq_topic_next_spent(const struct shmq_topic *t, uint64_t end, uint64_t *p
         uint64_t word = load_acquire(&shmq_slot_at(&t->slots, at)->word), handle;
         if (shmq_laps_ahead(&t->slots, word, at) <= 0 && shmq_slot_state(word) == SHMQ_SLOT_WRITING)
             return false;
-        shmq_move_on(hint, at);
         *position = at;
         if (shmq_topic_names(t, at, &handle)) return true;
+        shmq_move_on(hint, at);
     }
 }
+
+void shmq_topic_pass(const struct shmq_topic *t, uint64_t position) { shmq_move_on(t->slots.head, position); }
 
 /* ---- for onlookers: nothing here writes ---- */
 

@@ -10,7 +10,14 @@
 
 #include "lab.h"
 
-enum { SLOTS = 16, SHORT = 40, BLOCK = SHMQ_SMALL_PAGE + 100, PAGES_OF_BLOCK = 2, PAGES = 16 };
+enum {
+    SLOTS = 16,
+    SHORT = 40,
+    BLOCK = SHMQ_SMALL_PAGE + 100,
+    PAGES_OF_BLOCK = 2,
+    PAGES = 16,
+    WHOLE = 16 * SHMQ_SMALL_PAGE
+};
 
 static const uint64_t starts[] = {0, 8, (SHMQ_LAP_MASK - 1) << 4, UINT64_MAX - 31};
 #define FROM_EACH_START                                                                                      \
@@ -389,6 +396,42 @@ TEST(a_full_arena_by_policy) {
     }
 }
 
+TEST(who_waits_for_memory_wakes_when_only_history_holds_it) {
+    with(SHMQ_BLOCK, 1);
+    FROM_EACH_START {
+        shmq_queue *a = subscriber(0);
+        OK(publish(1, WHOLE));
+        CHECK_EQ(shmq_wait_put(out, 0, true, BLOCK, shmq_deadline(MS)), SHMQ_EMPTY);
+        gets(a, 1); /* the history keeps it */
+        OK(shmq_wait_put(out, 0, true, BLOCK, shmq_deadline(MS)));
+        OK(publish(2, BLOCK));
+        gets(a, 2);
+        shmq_free(a);
+    }
+}
+
+TEST(only_who_holds_up_the_arena_is_evicted) {
+    with(SHMQ_EVICT, 0);
+    FROM_EACH_START {
+        shmq_message kept;
+        shmq_queue *keeper = subscriber(0), *other = subscriber(0);
+        OK(publish(1, WHOLE));
+        OK(shmq_get(keeper, &kept, SHMQ_NO_WAIT));
+        gets(other, 1);
+        OK(publish(2, SHORT)); /* unread, and no memory that a publisher could have */
+        CHECK_EQ(publish(3, BLOCK), SHMQ_ARENA_FULL);
+        CHECK_EQ(shmq_wait_put(out, 0, true, BLOCK, shmq_deadline(MS)), SHMQ_EMPTY);
+        gets(other, 2);
+        gets(keeper, 2);
+        shmq_message_release(&kept);
+        OK(publish(3, WHOLE));
+        OK(publish(4, BLOCK)); /* 3 was unread */
+        CHECK_EQ(state_of(other).evicted, 1);
+        shmq_free(keeper);
+        shmq_free(other);
+    }
+}
+
 TEST(a_loan_is_published_to_all) {
     with(SHMQ_BLOCK, 0);
     FROM_EACH_START {
@@ -534,6 +577,22 @@ TEST(a_publisher_between_its_look_and_its_claim) {
 }
 
 /* ---- deaths ---- */
+
+TEST(a_death_on_the_way_to_give_up_a_block_leaves_it_in_sight) {
+    with(SHMQ_BLOCK, 1);
+    FROM_EACH_START {
+        uint64_t position;
+        shmq_queue *a = subscriber(0), *dead = lab_attach(fd);
+        OK(publish(1, WHOLE));
+        gets(a, 1);
+        uint64_t end = shmq_topic_needed_from(&dead->ring.topic, false);
+        CHECK(shmq_topic_next_spent(&dead->ring.topic, end, &position));
+        dies(dead);
+        OK(publish(2, WHOLE));
+        gets(a, 2);
+        shmq_free(a);
+    }
+}
 
 TEST(a_dead_publisher_leaves_no_hole) {
     with(SHMQ_BLOCK, 0);
