@@ -93,13 +93,16 @@ static void recover_topic(struct shmq_segment *s, const struct shmq_topic *topic
     struct shmq_roles *roles = &s->control->roles;
     shmq_topic_recover(topic, dead);
     shmq_share_recover(topic, arena, dead);
-    if ((load32_relaxed(&s->peers[dead].roles) & SHMQ_ROLE_PRODUCER) == 0 || somebody_publishes(s, dead))
-        return;
-    store32_relaxed(&roles->lost_pid, s->peers[dead].pid);
-    store_relaxed(&roles->lost_messages, load_acquire(&topic->slots.tail->cursor) - topic->first);
-    store_release(&roles->lost_producer, shmq_role_word(dead, epoch));
-    full_fence(); /* against N1, N2: one who begins to publish meanwhile is seen here, or takes it back itself */
-    if (somebody_publishes(s, dead)) store_release(&roles->lost_producer, 0);
+    if ((load32_relaxed(&s->peers[dead].roles) & SHMQ_ROLE_PRODUCER) == 0) return;
+    if (!somebody_publishes(s, dead)) {
+        store32_relaxed(&roles->lost_pid, s->peers[dead].pid);
+        store_relaxed(&roles->lost_messages, load_acquire(&topic->slots.tail->cursor) - topic->first);
+        store_release(&roles->lost_producer, shmq_role_word(dead, epoch));
+        full_fence(); /* against N1, N2: one who begins to publish meanwhile is seen, or takes it back itself */
+        if (!somebody_publishes(s, dead)) return;
+    }
+    uint64_t told = shmq_role_word(dead, epoch); /* by us, or by a reaper of the same that died here */
+    (void)cas_acq_rel(&roles->lost_producer, &told, 0);
 }
 
 static void testify(struct shmq_segment *s, const struct shmq_ring *ring, const struct shmq_arena *arena,

@@ -311,9 +311,11 @@ bool shmq_topic_unread(const struct shmq_topic *t, uint64_t cursor) {
            shmq_topic_state_of(t, t->slots.owner) != SHMQ_SUBSCRIBED;
 }
 
-/* Nothing that has begun is still to come. */
+/* Nothing that has begun is still to come: the next slot is unclaimed.  The tail may be late. */
 bool shmq_topic_drained(const struct shmq_topic *t, uint64_t cursor) {
-    return cursor == load_acquire(&t->slots.tail->cursor);
+    uint64_t word = load_acquire(&shmq_slot_at(&t->slots, cursor)->word);
+    int64_t ahead = shmq_laps_ahead(&t->slots, word, cursor);
+    return ahead < 0 || (ahead == 0 && shmq_slot_state(word) == SHMQ_SLOT_FREE);
 }
 
 /* ---- messages as holders of blocks ---- */
@@ -380,7 +382,8 @@ int shmq_topic_look(const struct shmq_topic *t, uint32_t index, struct shmq_reco
         record->flags = (uint16_t)(header >> 48);
         record->position = at << 3;
         record->payload = (uint8_t *)(void *)payload_of(slot, record->flags);
-        if (load_acquire(&slot->word) != word) return SHMQ_EMPTY; /* overtaken */
+        acquire_fence();                                          /* Q2 <- Q1 */
+        if (load_relaxed(&slot->word) != word) return SHMQ_EMPTY; /* overtaken */
         return record->bytes <= t->slots.inline_bytes ? SHMQ_OK : SHMQ_CORRUPT;
     }
     return SHMQ_EMPTY;

@@ -692,6 +692,22 @@ BUGS = [
         "history_is_replayed",
     ),
     bug(
+        "told_for_ever",
+        "recover.c",
+        r"^    \(void\)cas_acq_rel\(&roles->lost_producer, &told, 0\);",
+        "    (void)told;",
+        "test_topic",
+        "a_reaper_that_died_while_it_told_so_is_corrected",
+    ),
+    bug(
+        "drained_by_the_tail",
+        "topic.c",
+        r"^    return ahead < 0 \|\| \(ahead == 0 && shmq_slot_state\(word\) == SHMQ_SLOT_FREE\);",
+        "    return ahead <= 0 && s->cursor == load_acquire(&t->slots.tail->cursor);",
+        "test_topic",
+        "a_message_that_was_begun_before_the_shutdown_still_comes",
+    ),
+    bug(
         "the_head_runs_ahead",
         "topic.c",
         r"^        if \(shmq_topic_names\(t, at, &handle\)\) return true;\n(        shmq_move_on\(hint, at\);)",

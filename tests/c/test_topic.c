@@ -764,6 +764,45 @@ TEST(a_publisher_that_ended_well_is_not_missed) {
     }
 }
 
+TEST(a_reaper_that_died_while_it_told_so_is_corrected) {
+    with(SHMQ_BLOCK, 0);
+    FROM_EACH_START {
+        uint64_t number;
+        shmq_queue *a = subscriber(0), *one = lab_attach(fd);
+        OK(lab_put(one, 1, SHORT, SHMQ_NO_WAIT));
+        OK(publish(2, SHORT)); /* while the reaper was about to tell, and it died before it saw this one */
+        store_release(&a->control->roles.lost_producer, shmq_role_word(one->me.index, one->me.epoch));
+        dies(one);
+        CHECK_EQ(lab_reap(a), 1);
+        gets(a, 1);
+        gets(a, 2);
+        CHECK_EQ(lab_get(a, &number, shmq_deadline(10 * MS)), SHMQ_EMPTY);
+        shmq_free(a);
+    }
+}
+
+TEST(a_message_that_was_begun_before_the_shutdown_still_comes) {
+    with(SHMQ_BLOCK, 0);
+    FROM_EACH_START {
+        uint64_t number;
+        struct shmq_record record;
+        uint8_t payload[SHORT];
+        shmq_queue *a = subscriber(0);
+        OK(shmq_put_begin(out));
+        OK(shmq_try_reserve(out, SHORT, SHMQ_RAW, 0, &record));
+        store_release(&out->control->tail.cursor, out->ring.topic.first); /* it has not moved the tail yet */
+        OK(shmq_shutdown(a, 0));
+        CHECK_EQ(lab_get(a, &number, SHMQ_NO_WAIT), SHMQ_EMPTY);
+        message_write(payload, 1, SHORT);
+        memcpy(record.payload, payload, SHORT);
+        store_release(&out->control->tail.cursor, out->ring.topic.first + 1);
+        shmq_put_commit(out, 1, SHORT);
+        gets(a, 1);
+        CHECK_EQ(lab_get(a, &number, SHMQ_NO_WAIT), SHMQ_SHUT_DOWN);
+        shmq_free(a);
+    }
+}
+
 TEST(shutdown_ends_reading_when_drained) {
     with(SHMQ_BLOCK, 0);
     FROM_EACH_START {
