@@ -401,7 +401,7 @@ BUGS = [
     bug(
         "wake_before_publish",
         "shmq.c",
-        r"^(    shmq_ring_commit\(.*\n)(    put_done.*\n)",
+        r"^(    shmq_commit\(q\);\n)(    put_done.*\n)",
         r"\2\1",
         "wakes",
     ),
