@@ -5,7 +5,7 @@
  * The GIL.  cffi releases it around every call, which costs about as much as a whole put.  Here it is kept: a
  * try never waits, and holding it makes its steps on a handle's private state atomic among Python threads.  What
  * may take long (waits, copies of more than 64 KiB, mapping) releases it, and asks again afterwards whether the
- * handle may go on.
+ * handle may go on.  For the same reason nothing between a peek and its release may run Python code.
  *
  * The hot three.  A put of bytes or of a plain array, a take and a take of many are built-in functions bound to
  * their handle (py_bind makes them), because cffi's conversion of three arguments costs more than the put itself
@@ -431,11 +431,14 @@ static void py_discard(uintptr_t lease) { shmq_block_give_back(((struct lease *)
 
 /* ---- get ---- */
 
-/* A tuple of up to 5 parts, the first NULL ends it.  Takes over the references, also on failure. */
+/* A tuple of up to 5 parts, the first NULL ends it.  Takes over the references, also on failure.  CPython up to
+ * 3.11 may collect garbage here, and a finaliser may run any code on our handle, between a peek and its release. */
 static PyObject *tuple_of(PyObject *parts[5]) {
     Py_ssize_t n = 0;
     while (n < 5 && parts[n] != NULL) n++;
+    int collecting = PyGC_Disable();
     PyObject *tuple = PyTuple_New(n);
+    if (collecting) PyGC_Enable();
     for (Py_ssize_t i = 0; i < n; i++) {
         if (tuple == NULL) Py_DECREF(parts[i]);
         else PyTuple_SetItem(tuple, i, parts[i]);
