@@ -42,6 +42,7 @@ def pinned(core: int) -> Iterator[None]:
 def serve(harness: Connection[Any, Any], module: str, spec: Spec, wiring: Any, side: Side, core: int) -> None:
     """Answers ("ok", result) or ("error", text) to each (job name, arguments), until None comes."""
     pin(core)
+    gc.freeze()  # what was imported: the collection before each job need not look at it
     try:
         end = importlib.import_module(module).open_side(spec, wiring, side)
         harness.send(("ok", jobs.supports(end)))
