@@ -1,7 +1,8 @@
 """The one interface through which shmq and every rival are measured.
 
 A transport is a module (see `Transport`). The harness calls `wire` once, then each of two worker
-processes calls `open_side` and gets an `Endpoint`: what it may send and receive with. The fields of
+processes calls `open_side` and gets an `Endpoint`: what it may send and receive with. Where one sends
+to many (`Spec.readers`), there are several sides b, and each gets everything. The fields of
 an endpoint are callables of the library itself wherever possible (`queue.put`, not a wrapper around
 it), because a Python wrapper costs about as much as the fastest of these calls.
 """
@@ -27,6 +28,8 @@ class Spec:
     """Whether side b sends too. Side a always does."""
     directory: str
     """A private directory for sockets and the like, removed at the end."""
+    readers: int = 1
+    """How many sides b there are."""
 
 
 def _no_close() -> None:
@@ -68,7 +71,8 @@ class Transport(Protocol):
     """What a file in `rivals/` (and `ours.py`) provides, as module-level names."""
 
     NAME: str
-    LAUNCH: Literal["spawn", "mpirun"]
+    LAUNCH: Literal["spawn", "forkserver", "mpirun"]
+    """The fork server is quicker for many processes."""
     POLLS: bool
     """Its blocking get never sleeps: it burns a core while it waits."""
 

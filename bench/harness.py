@@ -15,12 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from bench import native, ours, ours_mpmc, rivals
+from bench import machine, native, ours, ours_mpmc, ours_topic, rivals
 from bench.endpoint import Spec
 from bench.model import Report, Result, Role, Row
 from bench.pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
+_OURS = (ours, ours_mpmc, ours_topic)
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,12 @@ class Harness:
         *,
         in_flight: int,
         both_ways: bool = False,
+        readers: int = 1,
         among: tuple[ModuleType, ...] = (ours, ours_mpmc, *rivals.ALL),
     ) -> Iterator[list[Pair]]:
         """A running pair of every transport that is available here; shmq's is the first."""
-        spec = Spec(max_bytes, in_flight, both_ways, str(self.directory))
+        spec = Spec(max_bytes, in_flight, both_ways, str(self.directory), readers)
+        cores = machine.cores_for(self.settings.cores, readers)
         with ExitStack() as stack:
             started = []
             for transport in among:
@@ -122,7 +125,7 @@ class Harness:
                 if reason is None:
                     self.progress(f"starting {transport.NAME}")
                     try:
-                        started.append(stack.enter_context(Pair(transport, spec, self.settings.cores)))
+                        started.append(stack.enter_context(Pair(transport, spec, cores)))
                     except Exception as error:
                         reason = f"did not start: {_last_line(error)}"
                 if reason is not None:
@@ -131,7 +134,7 @@ class Harness:
 
     def _chosen(self, transport: ModuleType) -> bool:
         names = self.settings.rivals
-        return names is None or transport in (ours, ours_mpmc) or transport.NAME in names
+        return names is None or transport in _OURS or transport.NAME in names
 
     # Measuring.
 

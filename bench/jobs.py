@@ -1,4 +1,4 @@
-"""What the two workers of a pair do: the timed loops, and the untimed ones that check the payloads.
+"""What the workers of a pair do: the timed loops, and the untimed ones that check the payloads.
 
 Times are `time.perf_counter_ns()`, which is CLOCK_MONOTONIC on Linux: one clock for both processes.
 Each loop does nothing but the call it measures, and the stamps where single trips are wanted.
@@ -7,6 +7,8 @@ Each loop does nothing but the call it measures, and the stamps where single tri
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +20,9 @@ import numpy as np
 from bench.endpoint import Endpoint
 
 BATCH_MESSAGES = 64
+PROGRESS_BYTES = 128
+"""Of each number in the file that `send_apart` and `receive_apart` map."""
+_REST_NS = 200_000
 
 _Call = TypeVar("_Call")
 
@@ -207,6 +212,46 @@ def receive_loans(end: Endpoint, count: int, size: int) -> list[int]:
         stamps[i] = clock()
         del received
     return stamps
+
+
+# One to many, one message at a time. A file that all map says how far each is: side a, then each side b.
+
+
+def _progress(path: str) -> memoryview:
+    with open(path, "r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")[:: PROGRESS_BYTES // 8]
+
+
+def send_apart(end: Endpoint, count: int, size: int, progress: str, asleep: bool) -> dict[str, float]:
+    """Processor time of each put alone, when all have got the message before and, if `asleep`, wait in get.
+
+    Not wall time: threads that the library runs beside ours may have the core meanwhile. What they use per
+    put is "helpers"; "seconds" is the whole run's."""
+    put, data, trips = need(end.put_array), array(size, 1), [0] * count
+    done = _progress(progress)
+    theirs = done[1:]
+    begin, helpers = clock(), time.process_time_ns() - time.thread_time_ns()
+    for i in range(count):
+        start = time.thread_time_ns()
+        put(data)
+        trips[i] = time.thread_time_ns() - start
+        done[0] = i + 1
+        while min(theirs) <= i:
+            os.sched_yield()  # to helpers
+        rested = clock() + _REST_NS if asleep else 0
+        while clock() < rested:  # at work, so that the core stays fast
+            os.sched_yield()
+    helpers = time.process_time_ns() - time.thread_time_ns() - helpers
+    return {**quantiles(trips), "helpers": max(0, helpers) / count, "seconds": (clock() - begin) / 1e9}
+
+
+def receive_apart(end: Endpoint, count: int, progress: str, asleep: bool, reader: int) -> None:
+    get, done = need(end.get_array), _progress(progress)
+    for i in range(count):
+        while not asleep and done[0] <= i:
+            os.sched_yield()  # to the others on this core
+        get()
+        done[1 + reader] = i + 1
 
 
 # Idleness.

@@ -124,6 +124,15 @@ def two_cores() -> tuple[tuple[int, int], str | None]:
     return (first, allowed[1]), "the two cores are hardware threads of one core, or far apart"
 
 
+def cores_for(cores: tuple[int, int], readers: int) -> tuple[int, ...]:
+    """Side a's core, then one for each side b: in turn those that are not side a's, cores[1] first."""
+    if cores[0] < 0:
+        return (-1,) * (1 + readers)
+    apart = {core for core in os.sched_getaffinity(0) if _core_place(core) != _core_place(cores[0])}
+    others = [cores[1], *sorted(apart - set(cores))]
+    return (cores[0], *(others[i % len(others)] for i in range(readers)))
+
+
 def noise(core: int) -> dict[str, float]:
     """How far a fixed loop strays on one core: medians and extremes over `_LOOPS` runs of it."""
     times = []

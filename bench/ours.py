@@ -12,8 +12,8 @@ NAME = "shmq"
 LAUNCH = "spawn"
 POLLS = False
 
-_RING_BYTES = 1 << 20
-_ARENA_BYTES = 32 << 20
+RING_BYTES = 1 << 20
+ARENA_BYTES = 32 << 20
 
 
 def missing() -> str | None:
@@ -28,8 +28,8 @@ def missing() -> str | None:
 
 def _queue(spec: Spec, kind: str) -> Any:
     shmq: Any = importlib.import_module("shmq")
-    arena = max(_ARENA_BYTES, spec.in_flight * spec.max_bytes)
-    return shmq.Queue(kind=kind, ring_bytes=_RING_BYTES, arena_bytes=arena)
+    arena = max(ARENA_BYTES, spec.in_flight * spec.max_bytes)
+    return shmq.Queue(kind=kind, ring_bytes=RING_BYTES, arena_bytes=arena)
 
 
 def wire(spec: Spec, kind: str = "spsc") -> Any:

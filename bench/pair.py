@@ -1,4 +1,4 @@
-"""Two worker processes on two cores that share one transport, and the jobs they are given."""
+"""Worker processes, each on its core, that share one transport, and the jobs they are given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,6 @@ from bench import worker
 from bench.endpoint import Side, Spec
 
 START_TIMEOUT_S = 60.0
-SIDES: tuple[Side, Side] = ("a", "b")
 Job = tuple[str, dict[str, Any]]
 
 
@@ -27,11 +27,14 @@ class PairFailed(Exception):
 
 
 class Pair:
-    """Side a on `cores[0]`, side b on `cores[1]`. A context manager; leaves no process behind."""
+    """Side a on `cores[0]`, each side b on one of the others: one, but for a transport of one to many.
 
-    def __init__(self, transport: ModuleType, spec: Spec, cores: tuple[int, int]) -> None:
+    A context manager; leaves no process behind."""
+
+    def __init__(self, transport: ModuleType, spec: Spec, cores: Sequence[int]) -> None:
         self.name: str = transport.NAME
         self.polls: bool = transport.POLLS
+        self.readers: int = len(cores) - 1
         self.failed: str | None = None
         self._transport = transport
         self._wiring: Any = None
@@ -47,7 +50,7 @@ class Pair:
             self.close()
             raise
         self.calls: tuple[set[str], set[str]] = (calls[0], calls[1])
-        """Names of the Endpoint calls that side a and side b have."""
+        """Names of the Endpoint calls that side a and each side b have."""
 
     def __enter__(self) -> Pair:
         return self
@@ -55,10 +58,12 @@ class Pair:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, spec: Spec, cores: tuple[int, int]) -> None:
-        context = multiprocessing.get_context("spawn")
+    def _start(self, spec: Spec, cores: Sequence[int]) -> None:
+        context: Any = multiprocessing.get_context(self._transport.LAUNCH)
+        context.set_forkserver_preload(["bench.worker", "shmq"])  # for many: imports once, opens nothing
         self._wiring = self._transport.wire(spec)
-        for side, core in zip(SIDES, cores, strict=True):
+        for number, core in enumerate(cores):
+            side: Side = "b" if number else "a"
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=worker.serve,
@@ -71,7 +76,7 @@ class Pair:
             self._links.append(ours)
             self._processes.append(process)
 
-    def _start_mpi(self, spec: Spec, cores: tuple[int, int]) -> None:
+    def _start_mpi(self, spec: Spec, cores: Sequence[int]) -> None:
         address = tempfile.mktemp(prefix="mpi", dir=spec.directory)
         command = [*self._transport.command(spec), sys.executable, "-m", "bench.worker", address]
         environment = {**os.environ, **self._transport.environment(spec)}
@@ -82,10 +87,10 @@ class Pair:
             )
             self._processes.append(process)
             ranks: dict[int, Connection[Any, Any]] = {}
-            for _ in SIDES:
+            for _ in cores:
                 link = self._accept(listener, process)
                 ranks[link.recv()] = link
-        self._links = [ranks[0], ranks[1]]
+        self._links = [ranks[rank] for rank in range(len(cores))]
         for link in self._links:
             link.send((self._transport.__name__, spec, cores))
 
@@ -115,15 +120,23 @@ class Pair:
 
     def run(self, job_a: Job, job_b: Job, timeout: float) -> tuple[Any, Any]:
         """Side b starts first and is inside its job when side a begins. Returns both results."""
+        result_a, (result_b,) = self.run_all(job_a, [job_b], timeout)
+        return result_a, result_b
+
+    def run_all(self, job_a: Job, jobs_b: Sequence[Job], timeout: float) -> tuple[Any, list[Any]]:
+        """The same with a job for each side b. Returns side a's result, and theirs in order."""
         if self.failed is not None:
             raise PairFailed(self.failed)
-        link_a, link_b = self._links
         try:
-            for link, job in ((link_b, job_b), (link_a, job_a)):
+            link_a, *links_b = self._links
+            for link, job in zip(links_b, jobs_b, strict=True):
                 link.send(job)
+            for link in links_b:
                 self._answer(link, timeout)
+            link_a.send(job_a)
+            self._answer(link_a, timeout)
             results: dict[int, Any] = {}
-            links = {id(link_a): link_a, id(link_b): link_b}
+            links = dict(enumerate(self._links))
             deadline = time.monotonic() + timeout
             while links:
                 # Whichever answers first: a side that raised leaves the other waiting for ever.
@@ -138,10 +151,10 @@ class Pair:
         except OSError as error:
             self.failed = f"{self.name}: a worker died"
             raise PairFailed(self.failed) from error
-        return results[id(link_a)], results[id(link_b)]
+        return results[0], [results[i + 1] for i in range(len(jobs_b))]
 
     def close(self) -> None:
-        """Asks both workers to leave, then makes them."""
+        """Asks the workers to leave, then makes them."""
         for link in self._links:
             with contextlib.suppress(OSError):
                 link.send(None)

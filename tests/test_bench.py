@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from bench import machine, work
 from bench.model import Budget, Report, Result, Row
+from bench.pair import PairFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Pipe")
@@ -57,8 +59,36 @@ def test_every_row_is_produced_and_the_json_parses(tmp_path: Path) -> None:
             assert contestant["failed"] is None, (name, contestant)
             assert contestant["verified"]
             assert len(contestant["samples"]) == 2
+        if name.startswith("fanout/1MiB/") and not name.endswith("/1"):
+            assert "shmq, one subscriber" in [contestant["name"] for contestant in one["results"]], name
         if not name.startswith("floors/"):
             assert "shmq" in [contestant["name"] for contestant in one["results"]], name
+
+
+def test_the_publisher_has_a_core_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {0: ("0", "0"), 1: ("0", "1"), 2: ("0", "2"), 3: ("0", "0")}  # 3: the other thread of core 0
+    monkeypatch.setattr(machine, "_core_place", place.__getitem__)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert machine.cores_for((0, 2), 1) == (0, 2)
+    assert machine.cores_for((0, 2), 4) == (0, 2, 1, 2, 1)
+    assert machine.cores_for((-1, -1), 2) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize(("found", "lost"), [([5, 5, 5], 0), ([5, 4, 5], 1), ([5, 5, 0], 5)])
+def test_what_one_of_many_got_wrong_is_found(found: list[int], lost: int) -> None:
+    class Crowd:
+        name, readers = "crowd", 3
+
+        def run_all(self, job_a: Any, jobs_b: list[Any], timeout: float) -> Any:
+            assert len(jobs_b) == self.readers
+            return None, found
+
+    pair: Any = Crowd()
+    if lost == 0:
+        work.verify(pair, "one", 64, 5, 1.0)
+    else:
+        with pytest.raises(PairFailed, match=f"{lost} of 5"):
+            work.verify(pair, "one", 64, 5, 1.0)
 
 
 def test_ratios_are_taken_repetition_by_repetition() -> None:

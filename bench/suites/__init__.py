@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench.suites import core, floors, handover, idle, latency, local, rate, tensor
+from bench.suites import core, fanout, floors, handover, idle, latency, local, rate, tensor
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
@@ -18,5 +18,6 @@ ALL: dict[str, ModuleType] = {
     "latency": latency,
     "tensor": tensor,
     "handover": handover,
+    "fanout": fanout,
     "idle": idle,
 }
