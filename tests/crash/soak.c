@@ -16,14 +16,10 @@
  * A message that is kept as a view is looked at once more when it is let go.  LIMIT_MS: of 100 deaths 99 have to
  * be repaired by then.  Lines of the summary go to standard output, complaints to standard error. */
 #define _GNU_SOURCE
-#include <sched.h>
-#include <stdarg.h>
-#include <time.h>
-
-#include "lab.h"
+#include "random_deaths.h"
 
 enum { PRODUCERS = 3, CONSUMERS = 3, BOTH = 3, WORKERS = PRODUCERS + CONSUMERS + BOTH };
-enum { BATCH = 8, KEEP = 4, SEQUENCES = 1 << 16, HELD = 128, COMPLAINTS = 10 };
+enum { BATCH = 8, KEEP = 4, SEQUENCES = 1 << 16, HELD = 128 };
 #define INLINE_BYTES 480u
 #define PATIENCE_NS (50 * MS)             /* of a put or get: then it lets go of what it keeps */
 #define REPAIR_PATIENCE_NS (5000 * MS)    /* then it counts as forgotten */
@@ -64,11 +60,6 @@ struct worker {
     uint32_t *seen; /* by life: the last sequence */
     bool puts, gets;
 };
-
-static void nap(int64_t ns) {
-    const struct timespec pause = {.tv_nsec = (long)ns};
-    (void)nanosleep(&pause, NULL);
-}
 
 /* Mostly not at all, sometimes for some microseconds, seldom for longer. */
 static void dawdle(struct worker *w) {
@@ -281,26 +272,12 @@ struct death {
     } holds[HELD];
 };
 
-struct times {
-    uint64_t n;
-    int64_t *ns;
-};
-
 static shmq_queue *q;
 static pid_t pids[WORKERS];
 static struct death deaths[WORKERS];
 static bool dead[WORKERS];
 static struct times at_once, by_survivors;
-static uint64_t seed, failures, kills, holders_of_pages, holders_of_slots, consumer_deaths;
-
-__attribute__((format(printf, 1, 2))) static void complain(const char *text, ...) {
-    if (failures++ >= COMPLAINTS) return;
-    va_list list;
-    va_start(list, text);
-    vfprintf(stderr, text, list);
-    va_end(list);
-    fputc('\n', stderr);
-}
+static uint64_t seed, kills, holders_of_pages, holders_of_slots, consumer_deaths;
 
 static void start(uint32_t i) {
     for (int h = 0; h < BATCH; h++) store_release(&notes->hands[i][h].number, 0);
@@ -380,13 +357,6 @@ static void collect_hands(uint32_t i, const struct death *d) {
     }
 }
 
-static void stop_it(pid_t pid) {
-    int status;
-    CHECK_EQ(kill(pid, SIGSTOP), 0);
-    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
-    CHECK(WIFSTOPPED(status)); /* a worker whose check failed has ended */
-}
-
 static void strike(uint32_t i) {
     struct death *d = &deaths[i];
     memset(d, 0, sizeof *d);
@@ -404,8 +374,6 @@ static void strike(uint32_t i) {
     if (d->replaced) start(i);
     dead[i] = d->index != UINT32_MAX; /* until its repair was seen */
 }
-
-static void note_time(struct times *t, int64_t ns) { t->ns[t->n++] = ns; }
 
 /* The entry in the peer table is given up last: then all that it held is somebody else's, or nobody's. */
 static void watch_repair(uint32_t i) {
@@ -499,22 +467,6 @@ static uint64_t check_ledger(void) {
     return gone;
 }
 
-static int by_size(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* p50, p99 and the longest; p99 within the limit. */
-static void say_times(const char *what, struct times *t, uint64_t limit_ms) {
-    uint64_t before = failures;
-    if (t->n == 0) return;
-    qsort(t->ns, t->n, sizeof *t->ns, by_size);
-    int64_t p50 = t->ns[t->n / 2], p99 = t->ns[t->n - 1 - t->n / 100], longest = t->ns[t->n - 1];
-    if (p99 > (int64_t)limit_ms * MS) complain("repair takes %.1f ms (p99), %s", (double)p99 / MS, what);
-    printf("death to repair, %s\t%" PRIu64 " deaths; p50 %.1f, p99 %.1f, max %.1f ms\t%" PRIu64 "\n", what,
-           t->n, (double)p50 / MS, (double)p99 / MS, (double)longest / MS, failures - before);
-}
-
 static void open_ledger(uint64_t wanted) {
     most_lives = 2 * wanted + 4096; /* a life ends with its worker, or after SEQUENCES messages */
     notes = lab_shared(sizeof *notes + most_lives * sizeof(struct life));
@@ -554,8 +506,8 @@ int main(int argc, char **argv) {
            " delivered again, %" PRIu64 " gone with a consumer\t%" PRIu64 "\n",
            WORKERS, kills, consumer_deaths, holders_of_pages, holders_of_slots, load_relaxed(&notes->taken),
            load_relaxed(&notes->again), gone, failures);
-    say_times("replaced at once", &at_once, limit_ms);
-    say_times("no newcomer", &by_survivors, limit_ms);
+    say_times("death to repair, replaced at once", &at_once, limit_ms);
+    say_times("death to repair, no newcomer", &by_survivors, limit_ms);
     shmq_free(q);
     return failures != 0;
 }
