@@ -62,6 +62,13 @@ def control(name: str, edit: tuple[str, str, str], job: tuple[str, ...], reason:
 
 
 REPAIRS = ("--every", "0", "--depth", "2", "--every-repair", "0")
+TAKEN_EARLY = (
+    "shmq.c",
+    r"^            status = receive\(q, &record, m\);\n.*LOOK_AGAIN.*\n"
+    r" +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
+    "            shmq_taken(q, 1, 0);\n            status = receive(q, &record, m);\n"
+    "            if (status == SHMQ_OK) return status;",
+)
 COMMIT_EARLY = r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)"
 ROLES = r"^    uint64_t consumer = load_acquire\(&roles->consumer\);"
 
@@ -99,13 +106,7 @@ CONTROLS = [
     # taking
     control(
         "record_released_before_its_lease",
-        (
-            "shmq.c",
-            r"^            status = receive\(q, &record, m\);\n.*LOOK_AGAIN.*\n"
-            r" +if \(status == SHMQ_OK\) shmq_taken\(.*\);",
-            "            shmq_taken(q, 1, 0);\n            status = receive(q, &record, m);\n"
-            "            if (status == SHMQ_OK) return status;",
-        ),
+        TAKEN_EARLY,
         ("get block", "spsc"),
         r"pages are still in flight",
     ),
@@ -233,6 +234,66 @@ CONTROLS = [
         ),
         ("put in-line", "mpmc", "--parked"),
         r"stopped after \d+ instructions .*: alive: 0",
+    ),
+    # topics
+    control(
+        "message_before_its_content",
+        (
+            "topic.c",
+            r"^(    store32_relaxed\(&slot->producer.*\n(?:.*\n){2})"
+            r"(    store_release\(&slot->word, .*READY.*\n)",
+            r"\2\1",
+        ),
+        ("publish in-line", "topic"),
+        r"at death (?:2 is followed by|it ends with)",
+    ),
+    control(
+        "half_a_message_is_one",
+        ("topic.c", r"&word, shmq_slot_word\(SHMQ_SLOT_TOMB,", "&word, shmq_slot_word(SHMQ_SLOT_READY,"),
+        ("publish in-line", "topic"),
+        r"is there, which was not committed|a message of 0 bytes",
+    ),
+    control(
+        "block_of_the_last_lap_forgotten",
+        ("topic.c", r"if \(spent && state == SHMQ_SLOT_READY && has_block", "if (0 && has_block"),
+        ("publish over a block", "topic"),
+        r"pages are still in flight",
+    ),
+    control(
+        "the_last_holder_lets_go_before_it_has_the_page",
+        ("arena.c", r"^            left = seen & ~SHMQ_HELD_BY_RING;\n", ""),
+        ("get, last reader", "topic"),
+        r"killed after \d+ instructions .* 1 pages are still in flight",
+    ),
+    control(
+        "views_of_the_dead",
+        ("share.c", r"^    shmq_arena_recover_readers\(a, dead\);\n", ""),
+        ("release", "topic"),
+        r"pages are still in flight",
+    ),
+    control(
+        "subscription_of_the_dead",
+        ("topic.c", r"^    shmq_topic_unsubscribe\(t, dead\);\n", ""),
+        ("subscribe", "topic"),
+        r"peer 2 is still subscribed",
+    ),
+    control(
+        "head_not_looked_behind",
+        ("topic.c", r"^    store_release\(&t->slots\.head->cursor, .*\n", ""),
+        ("get, last reader", "topic", *REPAIRS),
+        r"its repairer killed .* pages are still in flight",
+    ),
+    control(
+        "message_counted_before_its_block_is_held",
+        TAKEN_EARLY,
+        ("first get", "topic", "--parked"),
+        r"stopped after \d+ instructions .* the victim's call says .unknown",
+    ),
+    control(
+        "publishers_do_not_wait",
+        ("topic.c", r"if \(t->policy == SHMQ_DROP_OLDEST\) return true;", "return true;"),
+        ("get in-line", "topic", "--parked"),
+        r"stopped after \d+ instructions .* a subscriber is overtaken",
     ),
 ]
 

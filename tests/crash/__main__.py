@@ -8,8 +8,8 @@
     laps     laps and cursors go across their wrap
     alive    nobody who lives is declared dead, and who is dead is
 
-Builds the programs of this folder, runs them over both kinds of ring (the soak: mpmc), and prints one table
-in Markdown.  An OPERATION of the steps stands for them, with this one only.
+Builds the programs of this folder, runs them over both kinds of queue (the soak: mpmc), the steps also over
+topics, and prints one table in Markdown.  An OPERATION of the steps stands for them, with this one only.
 
 Exit status 0: no failure; 77: no failure, but ptrace is forbidden here, so no step was tried.
 
@@ -45,11 +45,11 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
-def steps(workshop: Workshop, options: argparse.Namespace, names: list[str]) -> Row:
+def steps(workshop: Workshop, options: argparse.Namespace, names: harness.Operations) -> Row:
     """Prints its own table; returns its line of the summary."""
     program = workshop.program(harness.PROGRAM, "plain")
     jobs = harness.quick(names) if options.quick else harness.thorough(names, options.every)
-    if wanted := set(options.name) & set(names):
+    if wanted := set(options.name) - {"step", *parts.PARTS}:
         jobs = [job for job in jobs if job.operation in wanted]
     finished = []
     for done in harness.run_all(program, jobs):
@@ -70,11 +70,11 @@ def amounts(options: argparse.Namespace) -> parts.Amounts:
 
 
 def run_parts(
-    workshop: Workshop, options: argparse.Namespace, operations: list[str]
+    workshop: Workshop, options: argparse.Namespace, operations: harness.Operations
 ) -> tuple[list[Row], bool]:
     """All rows, and whether the steps were forbidden."""
     rows, forbidden = [], False
-    wanted = {"step" if name in operations else name for name in options.name} or {"step", *parts.PARTS}
+    wanted = {name if name in parts.PARTS else "step" for name in options.name} or {"step", *parts.PARTS}
     if "step" in wanted:
         try:
             rows.append(steps(workshop, options, operations))
@@ -99,8 +99,9 @@ def main() -> int:
     try:
         workshop = Workshop(directory)
         operations = harness.operations(workshop.program(harness.PROGRAM, "plain"))
-        if unknown := set(options.name) - {"step", *parts.PARTS, *operations}:
-            parser.error(f"no part or operation {sorted(unknown)}; operations are: {', '.join(operations)}")
+        known = dict.fromkeys(name for names in operations.values() for name in names)
+        if unknown := set(options.name) - {"step", *parts.PARTS, *known}:
+            parser.error(f"no part or operation {sorted(unknown)}; operations are: {', '.join(known)}")
         rows, forbidden = run_parts(workshop, options, operations)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

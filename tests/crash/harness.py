@@ -1,8 +1,8 @@
 """Runs ``step.c`` and reads its figures.
 
 A job is one operation, on one kind of ring, from one cursor, in one mode; each is a process of its own, so
-that a hang or a crash is one job's.  Two jobs run at a time, each on a processor of its own: victim and
-tracer take turns.
+that a hang or a crash is one job's.  A topic's operations are its own.  Two jobs run at a time, each on a
+processor of its own: victim and tracer take turns.
 """
 
 import os
@@ -10,13 +10,14 @@ import queue
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAM = "crash/step"
-KINDS = ("spsc", "mpmc")
+QUEUES = ("spsc", "mpmc")
+KINDS = (*QUEUES, "topic")
 NO_PTRACE = 77
 TIMEOUT_S = 1800
 """Each round has a watchdog of its own; this one is for a watchdog that is broken."""
@@ -76,9 +77,16 @@ class Done:
         return self.figures is None or self.figures.failures > 0 or self.complaints != ""
 
 
-def operations(program: Path) -> list[str]:
-    listed = subprocess.run([program, "--list"], capture_output=True, text=True, check=True)
-    return listed.stdout.splitlines()
+Operations = Mapping[str, list[str]]
+"""Names, by kind."""
+
+
+def operations(program: Path) -> Operations:
+    def listed(kind: str) -> list[str]:
+        command = [program, "--kind", kind, "--list"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    return {kind: listed(kind) for kind in KINDS}
 
 
 def parse(line: str) -> Figures:
@@ -129,16 +137,19 @@ def run_all(program: Path, jobs: Iterable[Job]) -> Iterator[Done]:
 
 # ---- what to run ----
 
-LONG = ("put, ring full", "put, arena full", "get, empty", "attach", "attach, repair", "reap")
+WAITS = ("put, ring full", "put, arena full", "publish, ring full", "publish, arena full", "get, empty")
+ATTACHES = ("attach", "attach, repair", "attach, repair reader", "attach, repair publisher")
+REAPS = ("reap", "reap reader", "reap last reader", "reap publisher")
+LONG = (*WAITS, *ATTACHES, *REAPS)
 """Thousands of instructions, most of them in the C library or in a loop that only reads."""
 
 
-def thorough(names: list[str], every: bool) -> list[Job]:
+def thorough(names: Operations, every: bool) -> list[Job]:
     """See coverage()."""
     repair = "1" if every else "64"
     jobs = []
     for kind in KINDS:
-        for name in names:
+        for name in names[kind]:
             for start in ((), ("--wrap",)):
                 jobs += [
                     Job(name, kind, (*start, "--depth", "2", "--every-repair", repair)),
@@ -149,17 +160,26 @@ def thorough(names: list[str], every: bool) -> list[Job]:
     return jobs
 
 
-def quick(names: list[str]) -> list[Job]:
+DEEP = {"spsc": "get block", "mpmc": "get block", "topic": "release, last reader"}
+PARKED = {
+    "spsc": ("put block", "get block", "reap"),
+    "mpmc": ("put block", "get block", "reap"),
+    "topic": ("publish over a block", "get block", "reap publisher"),
+}
+
+
+def quick(names: Operations) -> list[Job]:
     """A sample: seconds."""
     jobs = []
     for kind in KINDS:
-        for name in names:
-            if name in LONG and name != "reap" and kind == "spsc":
-                continue  # nearly the same instructions as over the other kind
+        for name in names[kind]:
+            if name in (*WAITS, *ATTACHES) and kind != "mpmc":
+                continue  # nearly the same instructions as over that kind
             every = "0" if name in LONG else "16"
             jobs.append(Job(name, kind, ("--wrap", "--every", every)))
-        jobs.append(Job("get block", kind, ("--wrap", "--every", "0", "--depth", "2", "--every-repair", "0")))
-        for name in ("put block", "get block", "reap"):
+        deep = ("--wrap", "--every", "0", "--depth", "2", "--every-repair", "0")
+        jobs.append(Job(DEEP[kind], kind, deep))
+        for name in PARKED[kind]:
             jobs.append(Job(name, kind, ("--parked", "--every", "32")))
     return jobs
 
@@ -193,14 +213,15 @@ UNFINISHED = Figures([0] * 3, [0] * 3, [0] * 3, 0, 0, 1, 0.0)
 
 def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     """What was done, counts, failures.  ``how``: as coverage() says it."""
-    names = {done.job.operation for done in finished}
+    names = {done.job.operation for done in finished if done.job.kind in QUEUES}
+    of_topics = {done.job.operation for done in finished if done.job.kind not in QUEUES}
     f = sum((done.figures or UNFINISHED for done in finished), NOTHING)
     counts = (
         f"{f.kills[0]:,} killed, at {f.instructions[0]:,} instructions, which left {f.images[0]:,} different"
         f" memories; {f.kills[1]:,} repairers of these killed; {f.stops:,} stopped, others went on, then it"
     )
     return (
-        f"operations, over both kinds of ring: {len(names)}. {how}",
+        f"operations of a queue, of both kinds: {len(names)}, of a topic: {len(of_topics)}. {how}",
         counts,
         sum(done.failed for done in finished),
     )

@@ -31,6 +31,7 @@ struct operation {
     void (*scene)(shmq_queue *survivor);
     void (*earlier)(shmq_queue *q);
     void (*before)(shmq_queue *victim);
+    void (*meanwhile)(shmq_queue *survivor); /* topics.h */
     int (*act)(shmq_queue *victim);
     int status;     /* of an act that came to its end */
     uint64_t adds;  /* messages that it puts */
@@ -38,9 +39,15 @@ struct operation {
     bool attaches;  /* the act does that itself: its victim is NULL */
     bool at_head;   /* it works at the head, so that is to be at the wrap */
     bool unfilled;  /* its message lies in pages that are free: it must not be stopped while others go on */
+    /* Topics only, where what the victim takes is still there for others: */
+    uint64_t sees; /* number of the message that it takes */
+    uint64_t read; /* messages that `reader` has read before the act */
+    bool bare;     /* the topic keeps no history ... */
+    bool late;     /* ... and nobody has subscribed when the scene is set */
 };
 
-static int object; /* the segment's descriptor */
+static int object;         /* the segment's descriptor */
+static shmq_queue *reader; /* topic: the survivor that subscribes */
 
 /* What a victim holds between the parts of its scene. */
 static struct {

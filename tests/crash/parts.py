@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crash.harness import KINDS
+from crash.harness import QUEUES
 
 WATCHDOG_S = 60
 """Of each program, renewed as it goes on."""
@@ -52,7 +52,7 @@ def amounts(quick: bool, **given: int) -> Amounts:
 
 
 def both(*arguments: int) -> list[list[str]]:
-    return [["--kind", kind, *map(str, arguments)] for kind in KINDS]
+    return [["--kind", kind, *map(str, arguments)] for kind in QUEUES]
 
 
 def soak(a: Amounts) -> list[list[str]]:

@@ -1,12 +1,13 @@
 /* SIGKILL at every instruction.
  *
- *     step [--kind spsc|mpmc] [--wrap] [--depth D] [--parked] [--every N] [--every-repair N] [OPERATION ...]
- *     step --list
+ *     step [--kind spsc|mpmc|topic] [--wrap] [--depth D] [--parked] [--every N] [--every-repair N] [OPERATION ...]
+ *     step [--kind ...] --list
  *
- * A victim, forked and traced, runs one operation of operations.h; it is killed after k instructions, for k = 0,
+ * A victim, forked and traced, runs one operation of operations.h or topics.h; it is killed after k instructions, for k = 0,
  * 1, 2, ... until the operation has no more.  After each death a survivor that was attached before repairs,
  * and counts: what was committed at the moment of death, read from the memory as it lay, is delivered, in order,
- * whole, once; every page and slot is free again; everything works.
+ * whole, once; every page and slot is free again; everything works.  On a topic that is one subscriber's view of it:
+ * what the victim read itself is there as before; and nobody else is subscribed.
  *
  * All that a death leaves is the segment's memory; the kernel has dropped the locks.  So the second level (D = 2)
  * takes each different memory that the first level left, puts it back, and kills a repairer of it at every
@@ -27,7 +28,7 @@
 #include <stdarg.h>
 #include <time.h>
 
-#include "operations.h"
+#include "topics.h"
 #include "trace.h"
 
 enum { SURVIVOR, HELPER, SURVIVORS };
@@ -54,9 +55,10 @@ struct images {
 static struct {
     const struct operation *operation;
     const char *kind, *start;
-    uint32_t slots; /* mpmc */
+    uint32_t slots; /* mpmc, topic */
+    bool topic;     /* the survivor publishes, the helper subscribes */
     shmq_queue *peer[SURVIVORS];
-    shmq_queue private[SURVIVORS];
+    shmq_queue private[2][SURVIVORS]; /* ... as the scene left them; and for the deeper levels, after it */
     uint8_t *memory, *scratch;
     uint64_t bytes;
     uint64_t path[DEEPEST + 1]; /* where the victims died, level by level: instructions */
@@ -146,12 +148,19 @@ static uint64_t hash_memory(void) {
         p->verdict.reaped_ns = 0;
         p->verdict.by_pid = 0;
     }
+    store32_relaxed(&((struct shmq_control *)(void *)bench.scratch)->roles.lost_pid, 0);
     return hash_of(bench.scratch, bench.bytes);
 }
 
 static void restore(const uint8_t *bytes) {
+    const shmq_queue *private = bench.private[bench.level > 1];
     memcpy(bench.memory, bytes, bench.bytes);
-    for (int i = 0; i < SURVIVORS; i++) memcpy(bench.peer[i], &bench.private[i], sizeof bench.private[i]);
+    for (int i = 0; i < SURVIVORS; i++) memcpy(bench.peer[i], &private[i], sizeof private[i]);
+}
+static void keep_private(int from) {
+    for (int level = from; level < 2; level++)
+        for (int i = 0; i < SURVIVORS; i++)
+            memcpy(&bench.private[level][i], bench.peer[i], sizeof bench.private[level][i]);
 }
 
 static uint64_t peer_word(uint32_t i) { return load_acquire(&bench.peer[SURVIVOR]->segment.peers[i].word); }
@@ -192,7 +201,8 @@ static uint64_t number_in(const struct shmq_record *record) {
     return number;
 }
 
-/* Slots that hold a message, also one that a dead consumer was reading, in the order of their positions. */
+/* Slots that hold a message, also one that a dead consumer was reading, in the order of their positions.  On a topic
+ * it stays there when it is read: what the helper has still to read. */
 static void committed_in_slots(const struct shmq_slots *ring, struct numbers *numbers) {
     uint64_t positions[MOST];
     for (uint64_t i = 0; i <= ring->mask; i++) {
@@ -203,7 +213,9 @@ static void committed_in_slots(const struct shmq_slots *ring, struct numbers *nu
         struct shmq_record record = {.flags = (uint16_t)(header >> 48)};
         record.payload = (record.flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
                                                                  : (uint8_t *)(void *)(slot + 1);
-        uint64_t position = (shmq_slot_lap(word) << ring->shift | i) << (64 - SHMQ_LAP_BITS - ring->shift);
+        uint32_t unit = 64 - SHMQ_LAP_BITS - ring->shift; /* positions so that they wrap as the laps do */
+        uint64_t position = (shmq_slot_lap(word) << ring->shift | i) << unit;
+        if (bench.topic && (int64_t)(position - (reader->get.ring.topic.cursor << unit)) < 0) continue;
         uint64_t at = numbers->n++;
         for (; at > 0 && (int64_t)(positions[at - 1] - position) > 0; at--) {
             positions[at] = positions[at - 1];
@@ -249,13 +261,14 @@ static bool take(shmq_queue *q, uint64_t *number, int *status) {
     return true;
 }
 
-/* The survivor puts and gets; where the helper has the role, the helper does. */
+/* The survivor puts and gets; where the helper has the role, the helper does.  Of a topic the helper gets. */
 static int put_some(uint64_t number, uint64_t bytes) {
     int status = lab_put(bench.peer[SURVIVOR], number, bytes, SHMQ_NO_WAIT);
     return status == SHMQ_ROLE_TAKEN ? lab_put(bench.peer[HELPER], number, bytes, SHMQ_NO_WAIT) : status;
 }
 static int get_some(uint64_t *number) {
     int status;
+    if (bench.topic) return take(reader, number, &status) ? SHMQ_OK : status;
     if (take(bench.peer[SURVIVOR], number, &status)) return SHMQ_OK;
     if (status == SHMQ_ROLE_TAKEN && take(bench.peer[HELPER], number, &status)) return SHMQ_OK;
     return status;
@@ -270,9 +283,25 @@ static struct numbers drain(void) {
     return numbers;
 }
 
+/* What is kept for late subscribers is pushed out; nobody subscribes but the helper. */
+static void expect_one_subscriber(void) {
+    const struct shmq_topic *t = &bench.peer[SURVIVOR]->ring.topic;
+    uint64_t kept = bench.operation->late ? bench.slots : HISTORY;
+    for (uint64_t i = 0; i < kept; i++) {
+        int status = put_some(i + 1, SHORT);
+        EXPECT(status == SHMQ_OK, "a put says \"%s\"", shmq_status_text(status));
+    }
+    struct numbers found = drain();
+    EXPECT(found.n == kept, "%" PRIu64 " of %" PRIu64 " messages", found.n, kept);
+    for (uint32_t i = 0; i < PEERS; i++)
+        EXPECT((shmq_topic_state_of(t, i) != SHMQ_NOT_SUBSCRIBED) == (i == HELPER),
+               i == HELPER ? "the helper is not subscribed" : "peer %u is still subscribed", i);
+}
+
 static void expect_all_free(void) {
     shmq_queue *q = bench.peer[SURVIVOR];
     shmq_stats s;
+    if (bench.topic) expect_one_subscriber();
     EXPECT(shmq_get_stats(q, &s) == SHMQ_OK, "no statistics");
     static const char *const names[] = {"free", "loaned", "in flight", "leased", "returned", "continued"};
     for (int state = SHMQ_PAGE_LOANED; state <= SHMQ_PAGE_CONT; state++)
@@ -293,7 +322,8 @@ static void expect_it_works(void) {
         int status;
         while ((status = put_some(sent + 1, SHORT)) == SHMQ_OK) sent++;
         EXPECT(status == SHMQ_FULL, "a put says \"%s\"", shmq_status_text(status));
-        EXPECT(sent >= least, "lap %d: full after %" PRIu64 " messages", lap, sent);
+        EXPECT(bench.topic ? sent == least : sent >= least, "lap %d: full after %" PRIu64 " messages", lap,
+               sent);
         struct numbers found = drain();
         EXPECT(found.n == sent, "lap %d: %" PRIu64 " of %" PRIu64 " messages", lap, found.n, sent);
         for (uint64_t i = 0; i < sent; i++)
@@ -356,9 +386,11 @@ static void expect_repair(const struct numbers *due) {
 /* At the first level: may the victim have left exactly this? */
 static void expect_plausible(const struct numbers *before, const struct numbers *now, bool ended) {
     const struct operation *op = bench.operation;
-    uint64_t first = before->n > 0 ? before->of[0] : 1, last = before->n > 0 ? before->of[before->n - 1] : 0;
+    uint64_t first = before->n > 0 ? before->of[0] : op->read + 1;
+    uint64_t last = before->n > 0 ? before->of[before->n - 1] : op->read;
     uint64_t got = load_acquire(&notes->got), put = load_acquire(&notes->put);
-    EXPECT(got == 0 || got == first, "the victim got message %" PRIu64, got);
+    uint64_t taken = bench.topic ? 0 : op->takes;
+    EXPECT(got == 0 || got == (bench.topic ? op->sees : first), "the victim got message %" PRIu64, got);
     if (ended) {
         int status = (int)load32_acquire(&notes->status);
         EXPECT(status == op->status, "the victim's call says \"%s\"", shmq_status_text(status));
@@ -370,7 +402,7 @@ static void expect_plausible(const struct numbers *before, const struct numbers 
                now->of[i - 1], now->of[i]);
     uint64_t left_first = now->n > 0 ? now->of[0] : last + 1,
              left_last = now->n > 0 ? now->of[now->n - 1] : last;
-    EXPECT(left_first >= first + (got != 0) && left_first <= first + op->takes,
+    EXPECT(left_first >= first + (got != 0 && taken > 0) && left_first <= first + taken,
            "at death the queue begins with %" PRIu64, left_first);
     EXPECT(left_last >= last + put && left_last <= last + op->adds, "at death it ends with %" PRIu64,
            left_last);
@@ -433,6 +465,10 @@ static pid_t start_victim(const uint8_t *bytes, const struct operation *op) {
         say_where();
         fputs("the victim died before its operation\n", stderr);
         _exit(1);
+    }
+    if (op->meanwhile != NULL) {
+        op->meanwhile(bench.peer[SURVIVOR]);
+        keep_private(1);
     }
     return pid;
 }
@@ -543,6 +579,8 @@ struct company {
     shmq_message held[2];
     uint64_t next;       /* number of their next message */
     bool no_put, no_get; /* a live victim has that role, or a role is in its repair */
+    bool full;           /* the ring, at the last try */
+    uint64_t last[2];    /* topic: what came last, of the others' messages and of theirs */
 };
 static struct company company;
 
@@ -551,9 +589,17 @@ static bool company_puts(uint64_t bytes) {
     int status = put_some(company.next, bytes);
     if (status == SHMQ_OK) note_number(company.ledger.put, company.next++);
     company.no_put = status == SHMQ_ROLE_TAKEN && bench.slots == 0;
+    company.full = status == SHMQ_FULL;
     EXPECT(status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL || company.no_put,
            "a put beside it says \"%s\"", shmq_status_text(status));
     return status == SHMQ_OK;
+}
+
+static void note_got(uint64_t number) {
+    note_number(company.ledger.got, number);
+    uint64_t *last = &company.last[number >= SECOND_NUMBER];
+    EXPECT(!bench.topic || number > *last, "message %" PRIu64 " comes after %" PRIu64, number, *last);
+    *last = number;
 }
 
 static bool may_miss(int status) {
@@ -566,17 +612,17 @@ static bool company_gets(void) {
     if (company.no_get) return false;
     int status = get_some(&number);
     EXPECT(status == SHMQ_OK || may_miss(status), "a get beside it says \"%s\"", shmq_status_text(status));
-    if (status == SHMQ_OK) note_number(company.ledger.got, number);
+    if (status == SHMQ_OK) note_got(number);
     return status == SHMQ_OK;
 }
 
 /* Takes one more message and keeps its block. */
 static void company_holds(shmq_message *m) {
     if (company.no_get) return;
-    int status = shmq_get(bench.peer[SURVIVOR], m, SHMQ_NO_WAIT);
+    int status = shmq_get(bench.topic ? reader : bench.peer[SURVIVOR], m, SHMQ_NO_WAIT);
     if (status == SHMQ_ROLE_TAKEN) status = shmq_get(bench.peer[HELPER], m, SHMQ_NO_WAIT);
     EXPECT(status == SHMQ_OK || may_miss(status), "a get beside it says \"%s\"", shmq_status_text(status));
-    if (status == SHMQ_OK) note_number(company.ledger.got, *(const uint64_t *)m->data);
+    if (status == SHMQ_OK) note_got(*(const uint64_t *)m->data);
 }
 
 /* A role that a dead peer holds, in a repair that is stopped, is waited for in vain: a fifth of a second each time.
@@ -585,6 +631,30 @@ static void spare_the_wait(const shmq_a64 *role, uint64_t k, bool *none) {
     uint64_t holder = load_acquire(role);
     *none = bench.slots == 0 && bench.dead > 0 && holder != 0 && shmq_role_owner(holder) >= SURVIVORS &&
             k % 256 != 0;
+}
+
+/* Others publish until a subscriber that is stopped, or a publisher that is stopped in its slot, is in the way; the
+ * helper reads on to that slot. */
+static void expect_the_stopped_in_the_way(uint32_t victim) {
+    const struct shmq_topic *t = &reader->ring.topic;
+    const struct shmq_topic_side *mine = &reader->get.ring.topic;
+    bool gates = false, writes = false;
+    shmq_stats s;
+    for (uint32_t i = SURVIVORS; i < PEERS; i++) gates |= shmq_topic_state_of(t, i) == SHMQ_SUBSCRIBED;
+    for (uint64_t i = 0; i <= t->slots.mask; i++) {
+        uint64_t word = load_acquire(&shmq_slot_at(&t->slots, i)->word);
+        if (shmq_slot_state(word) != SHMQ_SLOT_WRITING) continue;
+        writes = true;
+        EXPECT(i == (mine->cursor & t->slots.mask) && shmq_laps_ahead(&t->slots, word, mine->cursor) == 0,
+               "a slot that is being written is not the next to be read");
+    }
+    EXPECT(writes || shmq_topic_drained(t, mine), "the helper does not read on");
+    EXPECT(company.full == (gates || writes),
+           company.full ? "full, and nobody is in the way" : "a subscriber is overtaken, or a publisher");
+    OK(shmq_get_stats(reader, &s));
+    bool named = victim != UINT32_MAX && bench.dead == 0 ? s.holds_up_put == (int32_t)victim
+                                                         : s.holds_up_put >= SURVIVORS;
+    EXPECT(!company.full || named, "full, and peer %d is said to be in the way", s.holds_up_put);
 }
 
 static void others_go_on(bool victim_attached) {
@@ -600,6 +670,11 @@ static void others_go_on(bool victim_attached) {
         bool went = company_puts(SHORT);
         went |= company_gets();
         if (!went) break;
+    }
+    if (bench.topic) {
+        while (company_gets()) {} /* it still lags behind by what there was at first */
+        if (company_puts(SHORT)) (void)company_gets();
+        expect_the_stopped_in_the_way(index);
     }
     int status = shmq_validate(bench.peer[HELPER]);
     EXPECT(status == SHMQ_OK, "beside it validate says \"%s\"", shmq_status_text(status));
@@ -661,15 +736,16 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
     EXPECT(status == op->status || status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL ||
                status == SHMQ_EMPTY || (status == SHMQ_ROLE_TAKEN && bench.slots == 0),
            "the victim's call says \"%s\"", shmq_status_text(status));
-    uint64_t last = before.n > 0 ? before.of[before.n - 1] : 0, got = load_acquire(&notes->got);
+    uint64_t last = before.n > 0 ? before.of[before.n - 1] : op->read, got = load_acquire(&notes->got);
     for (uint64_t i = load_acquire(&notes->put); i > 0; i--) note_number(company.ledger.put, last + i);
-    if (got != 0) note_number(company.ledger.got, got);
+    if (got != 0 && !bench.topic) note_number(company.ledger.got, got);
+    EXPECT(!bench.topic || got == 0 || op->sees == 0 || got == op->sees, "it got message %" PRIu64, got);
     uint32_t repaired;
     EXPECT(shmq_reap(bench.peer[SURVIVOR], &repaired) == SHMQ_OK,
            "no reap"); /* an earlier peer may lie there */
     others_look_at_what_they_hold();
     rest = drain();
-    for (uint64_t i = 0; i < rest.n; i++) note_number(company.ledger.got, rest.of[i]);
+    for (uint64_t i = 0; i < rest.n; i++) note_got(rest.of[i]);
     for (uint64_t i = 1; i < 4 * SECOND_NUMBER; i++)
         EXPECT(company.ledger.put[i] == company.ledger.got[i],
                "message %" PRIu64 " was put %u times and got %u times", i, company.ledger.put[i],
@@ -718,7 +794,8 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
                           .first_cursor = first_cursor,
                           .inline_bytes = INLINE_BYTES,
                           .peers = PEERS,
-                          .kind = kind};
+                          .kind = kind,
+                          .history = bench.topic && !op->bare ? HISTORY : 0};
     object = lab_object();
     bench.peer[SURVIVOR] = lab_create(object, &params);
     bench.peer[HELPER] = lab_attach(object);
@@ -728,19 +805,22 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
     bench.bytes = s->geometry.total_bytes - SHMQ_CONTROL_AT;
     bench.scratch = realloc(bench.scratch, bench.bytes);
     CHECK(bench.scratch != NULL);
+    reader = bench.topic ? bench.peer[HELPER] : bench.peer[SURVIVOR];
+    if (bench.topic && !op->late) OK(shmq_subscribe(reader, 0));
     uint64_t number;
     for (uint64_t i = 0; i < skipped; i++) { /* to the position where the operation is to begin */
         OK(lab_put(bench.peer[SURVIVOR], 1, SHORT, SHMQ_NO_WAIT));
-        OK(lab_get(bench.peer[SURVIVOR], &number, SHMQ_NO_WAIT));
+        if (!op->late) OK(lab_get(reader, &number, SHMQ_NO_WAIT));
     }
     for (int i = 0; i < SURVIVORS; i++) /* or a get would allocate it, and a restored handle forget it */
         if (bench.peer[i]->inline_copy == NULL) CHECK((bench.peer[i]->inline_copy = malloc(4096)) != NULL);
-    if (skipped > 0) {
+    if (skipped > 0 && !bench.topic) {
         store_release(&bench.peer[SURVIVOR]->control->roles.producer, 0);
         store_release(&bench.peer[SURVIVOR]->control->roles.consumer, 0);
         bench.peer[SURVIVOR]->put.held = bench.peer[SURVIVOR]->get.held = false;
     }
     if (op->scene != NULL) op->scene(bench.peer[SURVIVOR]);
+    if (op->late) OK(shmq_subscribe(reader, 0));
     if (op->earlier != NULL) {
         pid_t pid = fork_child();
         if (pid == 0) {
@@ -749,7 +829,7 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
         }
         join_child(pid, SIGKILL);
     }
-    for (int i = 0; i < SURVIVORS; i++) memcpy(&bench.private[i], bench.peer[i], sizeof bench.private[i]);
+    keep_private(0);
 }
 
 static uint8_t *copy_memory(void) {
@@ -772,10 +852,15 @@ static uint64_t distance(const struct operation *op, uint32_t kind) {
     uint8_t *bytes = copy_memory();
     trace_kill(start_victim(bytes, op));
     const struct shmq_control *c = bench.peer[SURVIVOR]->control;
-    uint64_t cursor = load_acquire(op->at_head ? &c->head.cursor : &c->tail.cursor);
+    const shmq_a64 *head =
+        bench.topic ? &bench.peer[SURVIVOR]->segment.peers[SURVIVORS].topic_cursor : &c->head.cursor;
+    uint64_t cursor = load_acquire(op->at_head ? head : &c->tail.cursor);
     close_bench(bytes);
     return cursor;
 }
+
+static const char *const kinds[] = {
+    [SHMQ_KIND_SPSC] = "spsc", [SHMQ_KIND_MPMC] = "mpmc", [SHMQ_KIND_TOPIC] = "topic"};
 
 static double seconds(void) { return (double)shmq_now_ns() * 1e-9; }
 
@@ -783,11 +868,12 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
     double from = seconds();
     memset(&figures, 0, sizeof figures);
     bench.operation = op;
-    bench.kind = kind == SHMQ_KIND_MPMC ? "mpmc" : "spsc";
+    bench.kind = kinds[kind];
+    bench.topic = kind == SHMQ_KIND_TOPIC;
     bench.start = "zero";
     uint64_t cursor = 0, skipped = 0;
     if (wrap) { /* 8 bytes, or one slot, below the wrap */
-        uint64_t unit = kind == SHMQ_KIND_MPMC ? 1 : 8, due = UINT64_C(0) - distance(op, kind) - unit;
+        uint64_t unit = kind == SHMQ_KIND_SPSC ? 8 : 1, due = UINT64_C(0) - distance(op, kind) - unit;
         cursor = due & ~UINT64_C(7);
         skipped = due - cursor;
         bench.start = "the wrap";
@@ -807,9 +893,15 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
     fflush(stdout);
 }
 
+static uint32_t kind_named(const char *name) {
+    uint32_t kind = SHMQ_KIND_TOPIC;
+    while (kind >= SHMQ_KIND_SPSC && strcmp(kinds[kind], name) != 0) kind--;
+    return kind; /* 0: none */
+}
+
 int main(int argc, char **argv) {
     uint32_t kind = SHMQ_KIND_SPSC;
-    bool wrap = false, named = false;
+    bool wrap = false, named = false, list = false;
     int depth = 1, first = 1;
     uint64_t failures = 0;
     bench.every = bench.every_repair = 1;
@@ -817,27 +909,28 @@ int main(int argc, char **argv) {
         const char *option = argv[first];
         if (strcmp(option, "--wrap") == 0) wrap = true;
         else if (strcmp(option, "--parked") == 0) bench.parked = true;
-        else if (strcmp(option, "--list") == 0) {
-            for (size_t i = 0; i < OPERATIONS; i++) puts(operations[i].name);
-            return 0;
-        } else if (++first == argc) return 2;
-        else if (strcmp(option, "--kind") == 0)
-            kind = strcmp(argv[first], "mpmc") == 0 ? SHMQ_KIND_MPMC : SHMQ_KIND_SPSC;
+        else if (strcmp(option, "--list") == 0) list = true;
+        else if (++first == argc) return 2;
+        else if (strcmp(option, "--kind") == 0) kind = kind_named(argv[first]);
         else if (strcmp(option, "--depth") == 0) depth = atoi(argv[first]);
         else if (strcmp(option, "--every") == 0) bench.every = strtoull(argv[first], NULL, 10);
         else if (strcmp(option, "--every-repair") == 0) bench.every_repair = strtoull(argv[first], NULL, 10);
         else return 2;
     }
-    if (depth < 1 || depth > DEEPEST) return 2;
+    if (kind == 0 || depth < 1 || depth > DEEPEST) return 2;
+    const struct operation *of_kind = kind == SHMQ_KIND_TOPIC ? topic_operations : operations;
+    size_t n = kind == SHMQ_KIND_TOPIC ? TOPIC_OPERATIONS : OPERATIONS;
+    for (size_t i = 0; list && i < n; i++) puts(of_kind[i].name);
+    if (list) return 0;
     signal(SIGALRM, hung);
     trace_on_one_cpu();
     notes = lab_shared(sizeof *notes);
-    for (size_t i = 0; i < OPERATIONS; i++) {
+    for (size_t i = 0; i < n; i++) {
         bool wanted = first == argc;
-        for (int a = first; a < argc; a++) wanted |= strcmp(argv[a], operations[i].name) == 0;
+        for (int a = first; a < argc; a++) wanted |= strcmp(argv[a], of_kind[i].name) == 0;
         if (!wanted) continue;
         named = true;
-        run(&operations[i], kind, wrap, depth);
+        run(&of_kind[i], kind, wrap, depth);
         failures += figures.failures;
     }
     return failures != 0 ? 1 : named ? 0 : 2;
