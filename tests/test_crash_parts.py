@@ -94,6 +94,37 @@ CONTROLS = [
         r"the dead still hold|bytes of the arena are not free",
     ),
     control(
+        "publishers_do_not_wait",
+        "audience",
+        ("topic.c", r"if \(t->policy == SHMQ_DROP_OLDEST\) return true;", "return true;"),
+        r"is 10 \(0xa\), expected 0",
+    ),
+    control(
+        "half_a_message_is_one",
+        "audience",
+        ("topic.c", r"&word, shmq_slot_word\(SHMQ_SLOT_TOMB,", "&word, shmq_slot_word(SHMQ_SLOT_READY,"),
+        r"message \d+ of life \d+ follows|a torn message",
+        kills=600,
+    ),
+    control(
+        "one_less_is_missed",
+        "audience",
+        ("topic.c", r"s->missed \+= to - from;", "s->missed += to - from - 1;"),
+        r"got and missed are \d+",
+    ),
+    control(
+        "subscriptions_of_the_dead",
+        "audience",
+        ("topic.c", r"^    shmq_topic_unsubscribe\(t, dead\);\n", ""),
+        r"are still subscribed|the publisher does not go on",
+    ),
+    control(
+        "views_of_the_dead",
+        "audience",
+        ("share.c", r"^    shmq_arena_recover_readers\(a, dead\);\n", ""),
+        r"bytes of the arena are not free",
+    ),
+    control(
         "slices_of_an_hour",
         "wakes",
         ("wait.c", r"barrier \? SHMQ_SLICE_NS :", "barrier ? 36000 * SHMQ_SLICE_NS :"),

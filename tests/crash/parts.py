@@ -60,6 +60,12 @@ def soak(a: Amounts) -> list[list[str]]:
     return [[str(n) for n in (a.kills, a.pause_ms, a.seed, a.repair_limit_ms)]]
 
 
+def audience(a: Amounts) -> list[list[str]]:
+    """SIGKILLs among publishers and subscribers of a topic, half as many; and of one that holds it up."""
+    gates = max(6, a.deaths // 5)
+    return [[str(n) for n in (a.kills // 2, a.pause_ms, a.seed, a.repair_limit_ms, gates)]]
+
+
 def wakes(a: Amounts) -> list[list[str]]:
     """Wakers that die between the store and the wake-up."""
     return both(a.deaths, a.seed, a.wake_limit_ms)
@@ -75,7 +81,7 @@ def alive(a: Amounts) -> list[list[str]]:
     return both(a.ask_ms)
 
 
-PARTS = {"soak": soak, "wakes": wakes, "laps": laps, "alive": alive}
+PARTS = {"soak": soak, "audience": audience, "wakes": wakes, "laps": laps, "alive": alive}
 """Its name, which is that of the C program, too -> the arguments of its runs."""
 
 
