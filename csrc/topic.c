@@ -426,4 +426,9 @@ void shmq_topic_recover(const struct shmq_topic *t, uint32_t dead) {
         (void)cas_acq_rel(&slot->word, &word, shmq_slot_word(SHMQ_SLOT_TOMB, 0, shmq_slot_lap(word)));
     }
     shmq_topic_unsubscribe(t, dead);
+    /* What it claimed counts now, also for what has left the history. */
+    uint64_t at = load_acquire(&t->slots.tail->cursor);
+    uint64_t word = load_acquire(&shmq_slot_at(&t->slots, at)->word);
+    if (shmq_laps_ahead(&t->slots, word, at) == 0 && shmq_slot_state(word) == SHMQ_SLOT_TOMB)
+        shmq_move_on(t->slots.tail, at);
 }

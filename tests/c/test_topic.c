@@ -557,6 +557,37 @@ TEST(a_block_that_came_round_to_its_generation_is_another_messages) {
     }
 }
 
+/* A page that was within another block meanwhile has the same generation again, a few messages later. */
+TEST(a_handle_that_comes_again_within_a_lap) {
+    with(SHMQ_BLOCK, 0);
+    FROM_EACH_START {
+        enum { ONE = SHMQ_SMALL_PAGE, TWO = 2 * SHMQ_SMALL_PAGE };
+        shmq_message kept;
+        uint64_t first, again, n, start = out->ring.first_cursor;
+        shmq_queue *a = subscriber(0);
+        OK(publish(1, ONE));
+        OK(shmq_get(a, &kept, SHMQ_NO_WAIT)); /* has page 0, of generation 1 */
+        for (n = 2; n <= 4; n++) {            /* page 1, up to generation 3 */
+            OK(publish(n, ONE));
+            gets(a, n);
+        }
+        CHECK(shmq_topic_names(&out->ring.topic, start + 3, &first));
+        shmq_message_release(&kept);
+        OK(publish(5, TWO)); /* both pages, of generation 2 */
+        gets(a, 5);
+        OK(publish(6, ONE));
+        OK(shmq_get(a, &kept, SHMQ_NO_WAIT));
+        OK(publish(7, ONE));
+        CHECK(shmq_topic_names(&out->ring.topic, start + 6, &again));
+        CHECK_EQ(again, first);
+        for (n = 8; n <= 4 + SLOTS; n++) OK(publish(n, SHORT)); /* the slot of the fourth is claimed again */
+        for (n = 7; n <= 4 + SLOTS; n++) gets(a, n);
+        shmq_message_release(&kept);
+        lab_all_pages_free(out);
+        shmq_free(a);
+    }
+}
+
 TEST(a_publisher_between_its_look_and_its_claim) {
     with(SHMQ_BLOCK, 0);
     FROM_EACH_START {
@@ -694,6 +725,42 @@ TEST(the_last_reader_dies_with_the_block) {
         dies(dead);
         CHECK_EQ(lab_reap(out), 1);
         lab_all_pages_free(out);
+    }
+}
+
+/* It has moved the head over a block that it does not give up any more. */
+TEST(a_block_that_the_dead_did_not_give_up_is_not_forgotten) {
+    with(SHMQ_BLOCK, 1);
+    FROM_EACH_START {
+        uint64_t position;
+        shmq_queue *a = subscriber(0), *dead = lab_attach(fd);
+        const struct shmq_topic *t = &dead->ring.topic;
+        OK(publish(1, PAGES * SHMQ_SMALL_PAGE)); /* it is the history, and has every page */
+        gets(a, 1);
+        CHECK(shmq_topic_next_spent(t, shmq_topic_needed_from(t, false), &position));
+        CHECK_EQ(publish(2, BLOCK), SHMQ_ARENA_FULL);
+        dies(dead);
+        CHECK_EQ(lab_reap(out), 1);
+        OK(publish(2, BLOCK));
+        gets(a, 2);
+        shmq_free(a);
+    }
+}
+
+/* Its message would have put a block out of the history. */
+TEST(a_dead_publisher_counts_in_the_history) {
+    with(SHMQ_BLOCK, 1);
+    FROM_EACH_START {
+        shmq_queue *a = subscriber(0), *dead = lab_attach(fd);
+        struct shmq_slots *s = &dead->ring.topic.slots;
+        OK(publish(1, BLOCK));
+        gets(a, 1);
+        uint64_t at = load_acquire(&s->tail->cursor); /* it dies before it moves the tail */
+        store_release(&shmq_slot_at(s, at)->word, shmq_word_for(s, SHMQ_SLOT_WRITING, s->owner, at));
+        dies(dead);
+        CHECK_EQ(lab_reap(out), 1);
+        lab_all_pages_free(out);
+        shmq_free(a);
     }
 }
 
