@@ -316,13 +316,24 @@ void shmq_arena_resend(struct shmq_arena *a, uint32_t dead, uint64_t handle, uin
     (void)cas_acq_rel(&a->words[page], &w, again);
 }
 
+/* The dead may also have held a block that is not in flight yet: one that came round to the generation of a message
+ * that is gone, by a hold that it had no time to check. */
 void shmq_arena_recover_readers(struct shmq_arena *a, uint32_t dead) {
     struct shmq_arena hands = *a;
+    uint64_t its = UINT64_C(1) << dead;
     hands.owner = dead;
     for (uint32_t page = 0; page < a->small.pages + a->large.pages; page++) {
-        uint64_t w = load_acquire(&a->words[page]);
-        if (shmq_word_state(w) == SHMQ_PAGE_INFLIGHT && holds(a, page, w, dead))
-            shmq_arena_let_go(&hands, page, false);
+        for (;;) {
+            uint64_t readers = load_acquire(&a->headers[page].readers), w = load_acquire(&a->words[page]);
+            if (shmq_word_state(w) == SHMQ_PAGE_INFLIGHT && holds(a, page, w, dead)) {
+                shmq_arena_let_go(&hands, page, false);
+                break;
+            }
+            if ((readers & its) == 0 || (readers & SHMQ_HELD_BY_RING) == 0)
+                break; /* nothing, or a former life's */
+            /* Progress: a CAS fails only because another reader came or left, or the block got its next life. */
+            if (cas_acq_rel(&a->headers[page].readers, &readers, readers & ~its)) break;
+        }
     }
 }
 

@@ -708,6 +708,14 @@ BUGS = [
         "a_message_that_was_begun_before_the_shutdown_still_comes",
     ),
     bug(
+        "only_blocks_in_flight_are_let_go",
+        "arena.c",
+        r"^            if \(\(readers & its\) == 0 \|\| .*$",
+        "            if (its != 0) break;",
+        "test_topic",
+        "a_dead_hold_on_a_block_that_is_not_in_flight_yet",
+    ),
+    bug(
         "the_head_runs_ahead",
         "topic.c",
         r"^        if \(shmq_topic_names\(t, at, &handle\)\) return true;\n( +shmq_move_on\(hint, at\);)",

@@ -609,6 +609,34 @@ TEST(a_publisher_between_its_look_and_its_claim) {
 
 /* ---- deaths ---- */
 
+TEST(a_dead_hold_on_a_block_that_is_not_in_flight_yet) {
+    with(SHMQ_BLOCK, 0);
+    FROM_EACH_START {
+        uint32_t page;
+        struct shmq_record record;
+        shmq_block *b;
+        shmq_queue *a = subscriber(0), *dead = lab_attach(fd);
+        OK(shmq_loan(out, BLOCK, SHMQ_NO_WAIT, &b));
+        message_write(b->data, 1, BLOCK);
+        out->arena.headers[b->page].payload_bytes = BLOCK;
+        OK(shmq_try_reserve(out, sizeof(uint64_t), SHMQ_RAW, SHMQ_RECORD_BLOCK, &record));
+        uint64_t handle = shmq_handle(b->page, shmq_word_generation(b->word));
+        memcpy(record.payload, &handle, sizeof handle);
+        shmq_arena_share(&out->arena, b->page, b->word);  /* as shmq_try_publish does */
+        OK(shmq_arena_hold(&dead->arena, handle, &page)); /* of a message 4096 lives ago */
+        dies(dead);
+        CHECK_EQ(lab_reap(a), 1);
+        OK(shmq_arena_send(&out->arena, b->page, &b->word, record.position));
+        b->word = 0;
+        (void)sub32_acq_rel(&out->held, 1);
+        shmq_put_commit(out, 1, BLOCK);
+        shmq_block_release(b);
+        gets(a, 1);
+        lab_all_pages_free(out);
+        shmq_free(a);
+    }
+}
+
 TEST(a_death_on_the_way_to_give_up_a_block_leaves_it_in_sight) {
     with(SHMQ_BLOCK, 1);
     FROM_EACH_START {
