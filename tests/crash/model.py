@@ -1,7 +1,8 @@
-"""Searches the model of the MPMC ring, its blocks and their repair (``mpmc.pml``) exhaustively with Spin.
+"""Searches the models of the MPMC ring (``mpmc.pml``) and of the topic (``topic.pml``), with their blocks and
+their repair, exhaustively with Spin.
 
-    python tests/crash/model.py            # about 12 minutes on one core, at most 2 GiB
-    python tests/crash/model.py --quick    # a subset, about 30 s
+    python tests/crash/model.py            # about 14 minutes on one core, at most 2 GiB
+    python tests/crash/model.py --quick    # a subset, about a minute
 
 First the true model, in several configurations; then the model with each of the seeded bugs, which must be
 found.  Exit status 0: every search of the true model came to its end without an error, and every bug was
@@ -17,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL = Path(__file__).resolve().parent / "mpmc.pml"
+MODELS = Path(__file__).resolve().parent
 SEARCH = ["-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=8192"]
 DEPTH = 100_000
 PATIENCE_S = 1200
@@ -37,6 +38,7 @@ class Case:
     quick: bool = False
     macro: str = ""  # that changes the model
     table_bits: int = SMALL
+    model: str = "mpmc.pml"
 
     def defines(self) -> list[str]:
         fields = (re.fullmatch(r"([A-Z])(\d+)", word) for word in self.setting.split())
@@ -48,6 +50,8 @@ class Case:
 FIELDS = {
     "P": "PRODUCERS",
     "C": "CONSUMERS",
+    "U": "PUBLISHERS",
+    "T": "SUBSCRIBERS",
     "R": "REAPERS",
     "M": "MESSAGES",
     "D": "DEATHS",
@@ -55,8 +59,11 @@ FIELDS = {
     "B": "BLOCKS",
     "G": "GIVE_UPS",
     "I": "IDLE_PASSES",
+    "H": "HISTORY",
+    "N": "GENERATIONS",
+    "O": "DROP_OLDEST",
 }
-"""M counts for each producer.  What is not given is R1 S0 B0 G1 I0."""
+"""M counts for each producer or publisher.  What is not given is R1 S0 B0, mpmc G1 I0, topic G0 H0 N4 O0."""
 
 RING = "P1 C2 M2 D2"
 REAPERS = "P1 C2 R2 M2 D1"
@@ -106,6 +113,41 @@ SEEDED_BUGS = [
 ]
 
 
+def topic(what: str, setting: str, quick: bool = False, macro: str = "", table_bits: int = SMALL) -> Case:
+    return Case(what, setting, quick, macro, table_bits, "topic.pml")
+
+
+TRUE_MODEL += [
+    topic("topic: in-line, two subscribers", "U1 T2 M3 D0", quick=True),
+    topic("topic: in-line, one death", "U1 T2 M3 D1", table_bits=26),
+    topic("topic: in-line, a late subscriber and history", "U1 T1 M4 D1 H1", quick=True),
+    topic("topic: in-line, one stops", "U1 T2 M2 D1 S1", table_bits=26),
+    topic("topic: blocks, one subscriber, two deaths", "U1 T1 M2 D2 B2", table_bits=24),
+    topic("topic: blocks, two subscribers", "U1 T2 M2 D0 B1", table_bits=24),
+    topic("topic: blocks, two subscribers, one death", "U1 T2 M2 D1 B1", table_bits=26),
+    topic("topic: blocks, history", "U1 T1 M3 D1 B2 H1", quick=True),
+    topic("topic: blocks, generations come round", "U1 T1 M3 D1 B2 N2 G1", table_bits=24),
+    topic("topic: blocks, drop_oldest", "U1 T1 M3 D1 B1 N2 G1 O1", quick=True),
+    topic("topic: blocks, drop_oldest, two subscribers", "U1 T2 M2 D1 B1 N2 O1", table_bits=26),
+    topic("topic: blocks, one stops", "U1 T1 M2 D1 S1 B2", table_bits=24),
+    topic("topic: blocks, two publishers", "U2 T1 M1 D1 B2", table_bits=24),
+]
+
+SEEDED_BUGS += [
+    topic("the ring's hold ends after the claim", "U2 T1 M2 D1 B3", True, "BUG_RING_AFTER_CLAIM"),
+    topic("a hold without the look behind it", "U1 T2 M3 D0 B1 N1 O1", True, "BUG_NO_LOOK_BEHIND"),
+    topic("a hold, and a look at the slot only", "U1 T2 M3 D0 B2 N2 G1", True, "BUG_LOOK_AT_SLOT"),
+    topic("a join is counted before it is announced", "U1 T1 M4 D0 H1", True, "BUG_JOIN_FIRST"),
+    topic("the tail is read before the join", "U1 T1 M4 D0", True, "BUG_TAIL_FIRST"),
+    topic("the last holder frees without LEASED", "U1 T1 M2 D1 B1", True, "BUG_NO_LEASED"),
+    topic("the reaper forgets the dead's holds", "U1 T2 M2 D1 B1", True, "BUG_FORGET_HOLDS"),
+    topic("the head moves before the block is given up", "U1 T1 M2 D1 B1", True, "BUG_HEAD_FIRST"),
+    topic("the reaper looks at blocks in flight only", "U1 T1 M3 D1 B1 N2 G1 O1", True, "BUG_ONLY_INFLIGHT"),
+    topic("a repair looks once whether the ring holds it", "U2 T1 M2 D1 B3", True, "BUG_ONE_LOOK"),
+    topic("WRITING of a dead publisher made READY", "U1 T2 M2 D1", True, "BUG_WRITING_TO_READY"),
+]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """``complaint`` says why the search came to no end, or how it failed; "" if it did not."""
@@ -119,7 +161,7 @@ class Outcome:
 def search(case: Case, room: Path) -> Outcome:
     """Generates, compiles and runs the search in the empty directory ``room``."""
     for command in (
-        ["spin", *case.defines(), "-a", str(MODEL)],
+        ["spin", *case.defines(), "-a", str(MODELS / case.model)],
         ["cc", "-O0" if case.table_bits == SMALL else "-O2", "-w", *SEARCH, "-o", "pan", "pan.c"],
     ):
         made = subprocess.run(command, cwd=room, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -175,7 +217,7 @@ def show(case: Case, outcome: Outcome, good: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a subset, about 30 s")
+    parser.add_argument("--quick", action="store_true", help="a subset, about a minute")
     quick: bool = parser.parse_args().quick
     if shutil.which("spin") is None:
         sys.exit("model.py needs the model checker Spin: apt-get install spin")
