@@ -170,6 +170,7 @@ int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, sh
         out->bytes = *(const volatile uint64_t *)&h->payload_bytes;
         if (shmq_word_state(word) != SHMQ_PAGE_INFLIGHT ||
             shmq_word_generation(word) != shmq_handle_generation(handle) ||
+            shmq_word_argument(word) != shmq_cursor_argument(record.position) ||
             !shmq_arena_holds(&q->arena, page, word, out->bytes))
             return SHMQ_EMPTY; /* taken meanwhile */
         from = shmq_arena_data(&q->arena, page);

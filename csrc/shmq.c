@@ -464,7 +464,10 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block *
     if (status == SHMQ_OK) {
         struct shmq_block_header *h = &q->arena.headers[b->page];
         b->bytes = *(volatile uint64_t *)&h->payload_bytes; /* once: it is checked, then used */
-        if (!shmq_arena_holds(&q->arena, b->page, b->word, b->bytes)) status = SHMQ_CORRUPT;
+        if (!shmq_arena_holds(&q->arena, b->page, b->word, b->bytes)) {
+            status = SHMQ_CORRUPT;
+            if (q->ring.is_topic) shmq_arena_let_go(&q->arena, b->page, false);
+        }
         *header = h;
     }
     if (status != SHMQ_OK) {
