@@ -103,7 +103,7 @@ CONTROLS = [
         "half_a_message_is_one",
         "audience",
         ("topic.c", r"&word, shmq_slot_word\(SHMQ_SLOT_TOMB,", "&word, shmq_slot_word(SHMQ_SLOT_READY,"),
-        r"message \d+ of life \d+ follows|a torn message",
+        r"message \d+ of life \d+ follows|a torn message|\(status\) is 10",
         kills=600,
     ),
     control(
@@ -116,7 +116,7 @@ CONTROLS = [
         "subscriptions_of_the_dead",
         "audience",
         ("topic.c", r"^    shmq_topic_unsubscribe\(t, dead\);\n", ""),
-        r"are still subscribed|the publisher does not go on",
+        r"are still subscribed|the publisher does not go on|lab_put.* is 1 ",
     ),
     control(
         "views_of_the_dead",

@@ -12,6 +12,8 @@ RUNNER = Path(__file__).resolve().parent / "crash" / "model.py"
 
 @pytest.mark.skipif(shutil.which("spin") is None, reason="no spin on PATH (Debian: apt-get install spin)")
 @pytest.mark.timeout(300)
-def test_the_model_in_brief() -> None:
-    done = subprocess.run([sys.executable, RUNNER, "--quick"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("model", ["mpmc", "topic"])
+def test_the_model_in_brief(model: str) -> None:
+    command = [sys.executable, RUNNER, "--quick", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
