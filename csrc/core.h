@@ -62,13 +62,9 @@ static inline const struct shmq_header *shmq_segment_header(const struct shmq_se
 #define SHMQ_SHORT_SLICE_NS INT64_C(1000000) /* the same where membarrier is not to be had */
 #define SHMQ_SPIN_MIN_NS INT64_C(2000)
 #define SHMQ_SPIN_MAX_NS INT64_C(50000)
-#define SHMQ_LINGER_MIN_NS                                                                                   \
-    INT64_C(20000) /* less and no ring gathers room, so that it would never grow again */
-#define SHMQ_LINGER_MAX_NS INT64_C(100000)
 
 struct shmq_waiter {
-    shmq_a64 spin_ns;   /* adapts between the two bounds; 0: one CPU only.  Any thread that waits */
-    shmq_a64 linger_ns; /* the same, see shmq_linger */
+    shmq_a64 spin_ns; /* adapts between the two bounds; 0: one CPU only.  Any thread that waits */
 };
 
 int64_t shmq_now_ns(void);
@@ -99,8 +95,8 @@ static inline bool shmq_eventcount_wake(struct shmq_eventcount *e) {
 }
 
 typedef bool shmq_ready_fn(void *context);
-/* Spins until enough(context), within a budget that adapts. */
-void shmq_linger(struct shmq_waiter *waiter, shmq_ready_fn *enough, void *context, int64_t deadline_ns);
+/* Spins until enough(context), at most `limit_ns`. */
+void shmq_linger(shmq_ready_fn *enough, void *context, int64_t limit_ns, int64_t deadline_ns);
 /* Spins, then sleeps until ready(context), the deadline (SHMQ_EMPTY), a signal (SHMQ_INTERRUPTED) or
  * the end of a slice (SHMQ_NOT_READY: look at the peers, then call again).  *parked: it slept. */
 int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *waiter, shmq_ready_fn *ready,

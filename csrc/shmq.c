@@ -27,7 +27,7 @@
 #include "core.h"
 
 #define OPEN_PATIENCE_NS INT64_C(1000000000)
-
+#define GATHER_NS INT64_C(100000)
 #define TAKE_SPINS 40    /* about a microsecond */
 #define SETTLE_TRIES 200 /* a millisecond each, where another process repairs what a dead holder left */
 
@@ -54,7 +54,6 @@ static void bind_structures(shmq_queue *q) {
     uint64_t spin_ns = shmq_cpus_online() > 1 ? SHMQ_SPIN_MAX_NS / 2 : 0;
     store_relaxed(&q->put.waiter.spin_ns, spin_ns);
     store_relaxed(&q->get.waiter.spin_ns, spin_ns);
-    store_relaxed(&q->put.waiter.linger_ns, SHMQ_LINGER_MAX_NS);
 }
 
 /* A topic's payloads are copied through private memory, see topic.c. */
@@ -594,7 +593,7 @@ int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
     if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
-        shmq_linger(&q->put.waiter, put_roomy, &need, deadline_ns);
+        shmq_linger(put_roomy, &need, GATHER_NS, deadline_ns);
     return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
 }
 

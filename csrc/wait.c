@@ -116,30 +116,35 @@ void shmq_eventcount_wake_slow(struct shmq_eventcount *e) {
     futex(&e->epoch, FUTEX_WAKE, INT_MAX, NULL);
 }
 
-/* True if ready() came within the budget, which doubles on success and halves on failure, within its bounds: where
- * processes outnumber processors, who spins keeps the one from working that it waits for. */
-static bool spin(shmq_a64 *budget_ns, int64_t least, int64_t most, shmq_ready_fn *ready, void *context,
-                 int64_t deadline_ns) {
-    int64_t budget = (int64_t)load_relaxed(budget_ns);
+/* True if ready() came within the waiter's budget, which doubles on success and halves on failure. */
+static bool spin(struct shmq_waiter *w, shmq_ready_fn *ready, void *context, int64_t deadline_ns) {
+    int64_t budget = (int64_t)load_relaxed(&w->spin_ns);
     int64_t end = shmq_now_ns() + budget;
     if (end > deadline_ns) end = deadline_ns;
     do {
         for (int i = 0; i < 64; i++) {
             cpu_relax();
             if (ready(context)) {
-                store_relaxed(budget_ns, (uint64_t)(budget * 2 < most ? budget * 2 : most));
+                budget = budget * 2 < SHMQ_SPIN_MAX_NS ? budget * 2 : SHMQ_SPIN_MAX_NS;
+                store_relaxed(&w->spin_ns, (uint64_t)budget);
                 return true;
             }
         }
     } while (shmq_now_ns() < end);
-    budget = budget / 2 > least ? budget / 2 : least;
-    store_relaxed(budget_ns, (uint64_t)budget); /* relaxed: a hint */
+    budget = budget / 2 > SHMQ_SPIN_MIN_NS ? budget / 2 : SHMQ_SPIN_MIN_NS;
+    store_relaxed(&w->spin_ns, (uint64_t)budget); /* relaxed: a hint */
     return false;
 }
 
-void shmq_linger(struct shmq_waiter *w, shmq_ready_fn *enough, void *context, int64_t deadline_ns) {
-    if (!enough(context))
-        (void)spin(&w->linger_ns, SHMQ_LINGER_MIN_NS, SHMQ_LINGER_MAX_NS, enough, context, deadline_ns);
+void shmq_linger(shmq_ready_fn *enough, void *context, int64_t limit_ns, int64_t deadline_ns) {
+    int64_t end = shmq_now_ns() + limit_ns;
+    if (end > deadline_ns) end = deadline_ns;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (enough(context)) return;
+            cpu_relax();
+        }
+    } while (shmq_now_ns() < end);
 }
 
 int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_ready_fn *ready,
@@ -147,9 +152,7 @@ int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_
     *parked = false;
     if (ready(context)) return SHMQ_OK;
     if (deadline_ns <= SHMQ_NO_WAIT) return SHMQ_EMPTY;
-    if (load_relaxed(&w->spin_ns) > 0 &&
-        spin(&w->spin_ns, SHMQ_SPIN_MIN_NS, SHMQ_SPIN_MAX_NS, ready, context, deadline_ns))
-        return SHMQ_OK;
+    if (load_relaxed(&w->spin_ns) > 0 && spin(w, ready, context, deadline_ns)) return SHMQ_OK;
 
     int64_t slice_end = shmq_now_ns();
     bool barrier = true;

@@ -80,7 +80,6 @@ static inline shmq_queue *lab_clone(const shmq_queue *q) {
     c->canary = q->canary;
     store_relaxed(&c->put.waiter.spin_ns, load_relaxed(&q->put.waiter.spin_ns));
     store_relaxed(&c->get.waiter.spin_ns, load_relaxed(&q->get.waiter.spin_ns));
-    store_relaxed(&c->put.waiter.linger_ns, load_relaxed(&q->put.waiter.linger_ns));
     CHECK(shmq_prepare(c));
     c->segment.fd = fcntl(q->segment.fd, F_DUPFD_CLOEXEC, 3);
     CHECK(c->segment.fd >= 0);
