@@ -114,8 +114,8 @@ struct shmq_roles {
 enum shmq_lifecycle { SHMQ_RUNNING = 0, SHMQ_DRAINING = 1, SHMQ_STOPPED = 2 };
 
 struct shmq_control {
-    struct shmq_cursor_line tail;     /* writer: the producer (mpmc: whoever helps) */
-    struct shmq_cursor_line head;     /* writer: the consumer */
+    /* writer: the producer, the consumer; mpmc: whoever helps; topic: publishers, both */
+    struct shmq_cursor_line tail, head;
     struct shmq_eventcount not_empty; /* consumers sleep here */
     struct shmq_eventcount not_full;  /* producers sleep here, for ring and arena alike */
     struct shmq_roles roles;

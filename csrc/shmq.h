@@ -193,8 +193,8 @@ typedef struct shmq_stats {
     uint32_t full;                         /* 1: a payload of inline_bytes finds no room in the ring */
     uint32_t policy, history, subscribers; /* topic */
     int32_t producer, consumer;            /* spsc: index of the peer that has the role, or -1 */
-    uint64_t lost_messages;             /* spsc: put by all producers up to one that died in its role, and */
-    uint32_t lost_pid, lost;            /* its pid; lost: 1 if nobody has taken its place */
+    uint64_t lost_messages;                /* spsc, topic: put by all up to one that died in its role, and */
+    uint32_t lost_pid, lost;               /* its pid; lost: 1 if nobody has taken its place */
     int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1; topic: the
                                            slowest subscriber where it keeps the ring full */
     uint8_t uuid[16];

@@ -80,8 +80,8 @@ static uint64_t most_behind(const struct shmq_topic *t, uint64_t tail, int32_t *
     *who = -1;
     for (uint32_t i = 0, end = subscribers_end(t); i < end; i++) {
         const struct shmq_peer *p = &t->peers[i];
-        if (subscription_state(load_seq_cst(&p->subscription)) != SHMQ_SUBSCRIBED)
-            continue;                                                      /* behind G1, G2 */
+        /* behind G1, G2 */
+        if (subscription_state(load_seq_cst(&p->subscription)) != SHMQ_SUBSCRIBED) continue;
         int64_t behind = (int64_t)(tail - load_seq_cst(&p->topic_cursor)); /* acquire: it has read that far */
         if (behind <= 0 || (uint64_t)behind <= most) continue;
         most = (uint64_t)behind;

@@ -14,15 +14,15 @@ from ._core import ffi, lib
 
 
 class ShmqError(Exception):
-    """Base of every error that shmq raises on its own account."""
-
-
-class Full(ShmqError, queue.Full):
-    """No room within the time given: the consumer is slower than the producer, stopped, or absent.
+    """Base of every error that shmq raises on its own account.
 
     ``done`` is the number of objects that ``put_many`` had put before."""
 
     done: int = 0
+
+
+class Full(ShmqError, queue.Full):
+    """No room within the time given: the consumer is slower than the producer, stopped, or absent."""
 
 
 class ArenaFull(Full):

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from multiprocessing import util
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from . import errors, segment, stats
 from ._core import ffi, lib
 from .stats import Peer, QueueStats
 from .tensor import Arrays
+
+T = TypeVar("T")
 
 CURSOR_START = 0  # tests start near the wrap
 KINDS = {"spsc": lib.SHMQ_KIND_SPSC, "mpmc": lib.SHMQ_KIND_MPMC, "topic": lib.SHMQ_KIND_TOPIC}
@@ -142,13 +144,13 @@ class Handle:
 
     def stats(self) -> QueueStats:
         """A snapshot of counters, ring and arena."""
-        return self._read(stats.read)  # type: ignore[no-any-return]
+        return self._read(stats.read)
 
     def peers(self) -> list[Peer]:
         """Every handle that is attached, this one included, with what it holds."""
-        return self._read(stats.read_peers)  # type: ignore[no-any-return]
+        return self._read(stats.read_peers)
 
-    def _read(self, reader: Any) -> Any:
+    def _read(self, reader: Callable[[Any, str], T]) -> T:
         try:
             return reader(self._c, self.name)
         except errors.ForkedHandle:

@@ -93,7 +93,7 @@ class Producer(Handle):
                     self.put(items[done], timeout=left)
                     done += 1
         except errors.ShmqError as e:
-            e.done = done  # type: ignore[attr-defined]
+            e.done = done
             raise
         return done
 

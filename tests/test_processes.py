@@ -707,7 +707,7 @@ def test_a_killed_producer_is_taken_over(make: Make, child: Fork) -> None:
             assert verified(next_of(q)) == expected
             expected += 1
         producer.kill()
-        with contextlib.suppress(shmq.Empty, shmq.PeerDead):  # drained; the death may be noticed here or later
+        with contextlib.suppress(shmq.Empty, shmq.PeerDead):  # its death is noticed here or later
             while True:
                 assert verified(q.get(timeout=0)) == expected
                 expected += 1

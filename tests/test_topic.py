@@ -15,7 +15,7 @@ import pytest
 
 import shmq
 
-SIZES = {"ring_bytes": 16 * 512, "arena_bytes": 1 << 20}
+SIZES: dict[str, Any] = {"ring_bytes": 16 * 512, "arena_bytes": 1 << 20}
 SLOTS = 16
 LARGE = 40_000  # bytes of an array that lies in three small pages
 
@@ -170,7 +170,7 @@ def test_one_payload_for_all_and_back_to_the_baseline(topic: MakeTopic) -> None:
 
 
 def test_a_view_outlives_subscription_and_topic(name: str) -> None:
-    t = shmq.Topic(name, **SIZES)  # type: ignore[arg-type]
+    t = shmq.Topic(name, **SIZES)
     sub = t.subscribe()
     t.publish(np.arange(LARGE))
     view = sub.get()
@@ -309,7 +309,7 @@ def test_a_subscription_stays_where_it_is(topic: MakeTopic) -> None:
 
 
 def test_an_anonymous_topic(name: str) -> None:
-    with shmq.Topic(**SIZES) as t:  # type: ignore[arg-type]
+    with shmq.Topic(**SIZES) as t:
         copied = pickle.loads(pickle.dumps(t))
         sub = copied.subscribe()
         t.publish("hello")
