@@ -30,7 +30,7 @@ aarch64: $(VENV)/built
 	$(PY) tests/aarch64.py
 
 check: $(VENV)/built
-	$(PY) -m pip install -q '.[check]'
+	$(PY) -m pip install -q -e '.[check]'
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy

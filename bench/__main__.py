@@ -1,4 +1,4 @@
-"""`python -m bench`: measures shmq, its rivals and the machine's floors in one run."""
+"""`shmq bench`: measures shmq, its rivals and the machine's floors in one run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from bench import machine, report, suites  # noqa: E402
-from bench.harness import Harness, Progress, Settings, left_in_dev_shm  # noqa: E402
-from bench.model import Report, Row  # noqa: E402
+from . import machine, report, suites  # noqa: E402
+from .harness import Harness, Progress, Settings, left_in_dev_shm  # noqa: E402
+from .model import Report, Row  # noqa: E402
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="shmq bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 repetitions of about 0.05 s")
     parser.add_argument(
         "--only",

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from bench import machine, native, ours, ours_mpmc, ours_topic, rivals
-from bench.endpoint import Spec
-from bench.model import Report, Result, Role, Row
-from bench.pair import Pair, PairFailed
+from . import machine, native, ours, ours_mpmc, ours_topic, rivals
+from .endpoint import Spec
+from .model import Report, Result, Role, Row
+from .pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
 _OURS = (ours, ours_mpmc, ours_topic)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.endpoint import Endpoint
+from .endpoint import Endpoint
 
 BATCH_MESSAGES = 64
 PROGRESS_BYTES = 128

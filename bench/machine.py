@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.worker import pinned
+from .worker import pinned
 
 PACKAGES = (
     "shmq",

@@ -7,11 +7,11 @@ of the machine weighs on both sides of it. `as_json` documents the schema.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 OURS = "shmq"
 Role = Literal["shmq", "floor", "rival", "reference"]
 
@@ -28,6 +28,17 @@ class Budget:
     against: str
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a row stands in a plot of several: the rows of one `plot` make its lines, a contestant each."""
+
+    plot: str
+    """Its title; all its rows have the same unit."""
+    axis: str
+    """What `at` counts, with its unit: "bytes", "subscribers", "messages/s offered"."""
+    at: float
+
+
 @dataclass
 class Result:
     """One contestant in one row."""
@@ -41,6 +52,8 @@ class Result:
     """The payloads were checked in a pass of their own (floors carry none: True there)."""
     failed: str | None = None
     note: str = ""
+    distribution: list[tuple[float, float]] = field(default_factory=list)
+    """(percentile, value in the row's unit), rising, of all repetitions together; empty: no latency."""
 
     @property
     def median(self) -> float:
@@ -76,6 +89,7 @@ class Row:
     unit: str
     better: Literal["higher", "lower"]
     budget: Budget | None = None
+    point: Point | None = None
     results: list[Result] = field(default_factory=list)
     skipped: str | None = None
 
@@ -142,6 +156,7 @@ def _result_json(result: Result) -> dict[str, Any]:
         "verified": result.verified,
         "failed": result.failed,
         "note": result.note,
+        "distribution": result.distribution,
     }
 
 
@@ -163,6 +178,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "title": row.title,
         "unit": row.unit,
         "better": row.better,
+        "point": None if row.point is None else asdict(row.point),
         "skipped": row.skipped,
         "results": [_result_json(r) for r in row.results],
         "ratio_to_floor": _ratio_json(row.ratio(row.floor)),
@@ -186,13 +202,14 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The schema, which README.md explains field by field:
 
-        {"schema": 1, "machine": {...}, "settings": {...}, "noise": {...}, "absent": {name: reason},
+        {"schema": 2, "machine": {...}, "settings": {...}, "noise": {...}, "absent": {name: reason},
          "warnings": [text], "rows": [{
            "id", "suite", "title", "unit", "better": "higher" | "lower", "skipped": text | null,
+           "point": {"plot": title, "axis": what "at" counts, "at": number} | null,
            "results": [{"name", "role": "shmq" | "floor" | "rival" | "reference",
                         "samples": [one per repetition], "median", "min", "max",
                         "extras": {name: [one per repetition]}, "verified", "failed": text | null,
-                        "note"}],
+                        "note", "distribution": [[percentile, value], ...]}],
            "ratio_to_floor" and "ratio_to_best_rival": {"to", "median", "min", "max"} | null,
            "budget": {"text", "factor", "against", "measured", "reached": true | false | null,
                       "certain"} | null}]}

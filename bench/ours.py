@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from bench.endpoint import Endpoint, Side, Spec
+from .endpoint import Endpoint, Side, Spec
 
 NAME = "shmq"
 LAUNCH = "spawn"

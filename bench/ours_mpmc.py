@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import ours
-from bench.endpoint import Spec
-from bench.ours import LAUNCH, POLLS, missing, open_side, unwire
+from . import ours
+from .endpoint import Spec
+from .ours import LAUNCH, POLLS, missing, open_side, unwire
 
 __all__ = ["LAUNCH", "NAME", "POLLS", "missing", "open_side", "unwire", "wire"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from bench.endpoint import Endpoint, Side, Spec
-from bench.ours import ARENA_BYTES, POLLS, RING_BYTES, missing
+from .endpoint import Endpoint, Side, Spec
+from .ours import ARENA_BYTES, POLLS, RING_BYTES, missing
 
 __all__ = ["LAUNCH", "NAME", "POLLS", "missing", "open_side", "unwire", "wire"]
 

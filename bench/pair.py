@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench import worker
-from bench.endpoint import Side, Spec
+from . import worker
+from .endpoint import Side, Spec
 
 START_TIMEOUT_S = 60.0
 Job = tuple[str, dict[str, Any]]
@@ -60,7 +60,7 @@ class Pair:
 
     def _start(self, spec: Spec, cores: Sequence[int]) -> None:
         context: Any = multiprocessing.get_context(self._transport.LAUNCH)
-        context.set_forkserver_preload(["bench.worker", "shmq"])  # for many: imports once, opens nothing
+        context.set_forkserver_preload([worker.__name__, "shmq"])  # for many: imports once, opens nothing
         self._wiring = self._transport.wire(spec)
         for number, core in enumerate(cores):
             side: Side = "b" if number else "a"
@@ -78,7 +78,7 @@ class Pair:
 
     def _start_mpi(self, spec: Spec, cores: Sequence[int]) -> None:
         address = tempfile.mktemp(prefix="mpi", dir=spec.directory)
-        command = [*self._transport.command(spec), sys.executable, "-m", "bench.worker", address]
+        command = [*self._transport.command(spec), sys.executable, "-m", worker.__name__, address]
         environment = {**os.environ, **self._transport.environment(spec)}
         root = Path(__file__).resolve().parent.parent
         with Listener(address, family="AF_UNIX") as listener:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from bench.model import Ratio, Report, Result, Row
+from .model import Ratio, Report, Result, Row
 
 _HEADER = ("contestant", "median", "min-max", "shmq is", "also")
 

@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench import native
-from bench.jobs import clock
-from bench.pair import PairFailed
-from bench.worker import pinned
+from . import native
+from .jobs import clock
+from .pair import PairFailed
+from .worker import pinned
 
 _START_TIMEOUT_S = 60.0
 
@@ -29,7 +29,7 @@ def _time(operation: Callable[[], object], count: int) -> float:
 
 def _serve(harness: Connection[Any, Any], directory: str) -> None:
     sys.path.insert(0, directory)
-    from bench import operations
+    from . import operations
 
     made: dict[str, operations.Operation] = {}
     try:

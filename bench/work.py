@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.model import Role
-from bench.pair import Pair, PairFailed
+from .model import Role
+from .pair import Pair, PairFailed
 
 CALLS = {
     "one": ("put", "get"),

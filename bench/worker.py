@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from bench import jobs
-from bench.endpoint import Side, Spec
+from . import jobs
+from .endpoint import Side, Spec
 
 
 def pin(core: int) -> None:

@@ -484,17 +484,30 @@ def demo(options: Annotated[list[str] | None, typer.Argument(metavar="OPTIONS")]
 
     Its options: --workers N, --batches N, --quick, --help.
     """
-    try:
-        example: Any = importlib.import_module("shmq._examples.tensor_parallel")
-    except ModuleNotFoundError:
-        # A source checkout. On sys.path, since the workers that it spawns import it by name too.
-        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-        try:
-            example = importlib.import_module("tensor_parallel")
-        except ModuleNotFoundError as error:
-            raise shmq.ShmqError(f"the demo cannot run: {error.name} is not installed") from error
+    example = _beside("shmq._examples.tensor_parallel", "examples", "tensor_parallel")
     sys.argv[0] = "shmq demo"  # what its argparse calls itself
     raise typer.Exit(example.main(options or []))
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def bench(options: Annotated[list[str] | None, typer.Argument(metavar="OPTIONS")] = None) -> None:
+    """Measure shmq beside its rivals and the machine's floors; `shmq bench --help` says how."""
+    raise typer.Exit(_beside("shmq._bench.__main__", ".", "bench.__main__").main(options or []))
+
+
+def _beside(installed: str, directory: str, name: str) -> Any:
+    """A module that a wheel carries inside the package, and a source checkout beside it."""
+    try:
+        return importlib.import_module(installed)
+    except ModuleNotFoundError as error:
+        if not f"{installed}.".startswith(f"{error.name}."):
+            raise shmq.ShmqError(f"{error.name} is not installed") from error
+    # On sys.path, since the workers that it spawns import it by name too.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / directory))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise shmq.ShmqError(f"{error.name} is not installed") from error
 
 
 @app.command()

@@ -48,7 +48,7 @@ def test_every_row_is_produced_and_the_json_parses(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     rows = {one["id"]: one for one in result["rows"]}
     assert list(rows) == planned
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert "shmq" not in result["absent"]
     for name, one in rows.items():
         assert name in done.stdout

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import shmq
+
 HERE = Path(__file__).resolve().parent
-CORE_SOURCES = HERE.parent.parent / "csrc"
+CORE_SOURCES = Path(shmq.get_include())
 _FLAGS = ("-std=c11", "-O2", "-flto", "-DNDEBUG", "-Wall", "-Wextra", "-pthread")
 _BUILD_TIMEOUT_S = 300.0
 

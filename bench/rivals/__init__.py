@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench.rivals import fasterfifo, iceoryx, mp_pipe, mp_queue, mpi, pyzmq
+from . import fasterfifo, iceoryx, mp_pipe, mp_queue, mpi, pyzmq
 
 ALL: tuple[ModuleType, ...] = (mp_queue, mp_pipe, pyzmq, fasterfifo, iceoryx, mpi)

@@ -11,7 +11,7 @@ import importlib.util
 from functools import partial
 from typing import Any
 
-from bench.endpoint import Endpoint, Side, Spec
+from ..endpoint import Endpoint, Side, Spec
 
 NAME = "faster-fifo"
 LAUNCH = "spawn"

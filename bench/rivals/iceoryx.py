@@ -15,8 +15,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from bench.endpoint import Endpoint, Side, Spec
-from bench.jobs import float32_at
+from ..endpoint import Endpoint, Side, Spec
+from ..jobs import float32_at
 
 NAME = "iceoryx2"
 LAUNCH = "spawn"

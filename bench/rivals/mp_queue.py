@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-from bench.endpoint import Endpoint, Side, Spec
+from ..endpoint import Endpoint, Side, Spec
 
 NAME = "mp.Queue"
 LAUNCH = "spawn"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.endpoint import Endpoint, Side, Spec
+from ..endpoint import Endpoint, Side, Spec
 
 NAME = "mpi4py"
 LAUNCH = "mpirun"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.endpoint import Endpoint, Side, Spec
-from bench.rivals.pyzmq import POLLS, missing, unwire
+from ..endpoint import Endpoint, Side, Spec
+from ..rivals.pyzmq import POLLS, missing, unwire
 
 __all__ = ["LAUNCH", "NAME", "POLLS", "missing", "open_side", "unwire", "wire"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench.suites import core, fanout, floors, handover, idle, latency, local, rate, tensor
+from . import core, fanout, floors, handover, idle, latency, local, rate, tensor
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,

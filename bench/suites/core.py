@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.harness import Harness, Runner, Sample, Settings, tails
-from bench.model import Budget, Role, Row
+from ..harness import Harness, Runner, Sample, Settings, tails
+from ..model import Budget, Role, Row
 
 _GAP_US = 2000
 _BATCH = 64

@@ -7,13 +7,13 @@ wake-up is in it ("all asleep": with them). 64B: as fast as the slowest of them 
 
 from __future__ import annotations
 
-from bench import machine, ours_topic
-from bench.harness import Harness, Runner, Sample, Settings
-from bench.jobs import PROGRESS_BYTES
-from bench.model import Role, Row
-from bench.pair import Pair
-from bench.rivals import iceoryx, pyzmq_pub
-from bench.work import has, one_way_seconds, role, verify
+from .. import machine, ours_topic
+from ..harness import Harness, Runner, Sample, Settings
+from ..jobs import PROGRESS_BYTES
+from ..model import Role, Row
+from ..pair import Pair
+from ..rivals import iceoryx, pyzmq_pub
+from ..work import has, one_way_seconds, role, verify
 
 _SIZES = {"1MiB": 1 << 20, "64B": 64}
 _READERS = {"1MiB": (1, 2, 4, 8), "64B": (1, 2, 4)}

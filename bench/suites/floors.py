@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.harness import Harness, Runner, Sample, Settings, tails
-from bench.model import Row
-from bench.solo import Solo
+from ..harness import Harness, Runner, Sample, Settings, tails
+from ..model import Row
+from ..solo import Solo
 
 _COPIES = {"4KiB": 4 << 10, "1MiB": 1 << 20, "64MiB": 64 << 20}
 

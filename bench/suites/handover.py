@@ -9,13 +9,13 @@ import os
 import shutil
 from typing import Any
 
-from bench import ours
-from bench.harness import Harness, Runner, Sample, Settings, tails
-from bench.jobs import quantiles
-from bench.model import Budget, Row
-from bench.pair import Pair
-from bench.rivals import iceoryx
-from bench.work import has, role, verify
+from .. import ours
+from ..harness import Harness, Runner, Sample, Settings, tails
+from ..jobs import quantiles
+from ..model import Budget, Row
+from ..pair import Pair
+from ..rivals import iceoryx
+from ..work import has, role, verify
 
 _SIZES = {"1MiB": 1 << 20, "16MiB": 16 << 20, "256MiB": 256 << 20, "1GiB": 1 << 30}
 _BUDGET = Budget("<= 10 us, whatever the size", 10.0, "value")

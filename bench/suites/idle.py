@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench.harness import Harness, Runner, Sample, Settings
-from bench.model import Budget, Row
-from bench.pair import Pair
-from bench.work import has, role
+from ..harness import Harness, Runner, Sample, Settings
+from ..model import Budget, Row
+from ..pair import Pair
+from ..work import has, role
 
 _SIZE = 64
 

@@ -7,11 +7,11 @@ put to after the get, with the idling left out. The raw futex does exactly the s
 
 from __future__ import annotations
 
-from bench.harness import Harness, Runner, Sample, Settings, tails
-from bench.jobs import quantiles
-from bench.model import Budget, Row
-from bench.pair import Pair
-from bench.work import role, verify
+from ..harness import Harness, Runner, Sample, Settings, tails
+from ..jobs import quantiles
+from ..model import Budget, Row
+from ..pair import Pair
+from ..work import role, verify
 
 _SIZE = 64
 _GAP_S = 0.002

@@ -7,10 +7,10 @@ msgpack with the arrays left out of it and copied once.
 
 from __future__ import annotations
 
-from bench import ours
-from bench.harness import Harness, Runner, Sample, Settings
-from bench.model import Budget, Role, Row
-from bench.solo import Solo
+from .. import ours
+from ..harness import Harness, Runner, Sample, Settings
+from ..model import Budget, Role, Row
+from ..solo import Solo
 
 _CONTESTANTS: dict[str, tuple[tuple[str, Role, str], ...]] = {
     "local/bytes64": (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench.harness import Harness, Runner, Sample, Settings
-from bench.jobs import BATCH_MESSAGES
-from bench.model import Budget, Row
-from bench.pair import Pair
-from bench.work import has, one_way_seconds, role, verify
+from ..harness import Harness, Runner, Sample, Settings
+from ..jobs import BATCH_MESSAGES
+from ..model import Budget, Row
+from ..pair import Pair
+from ..work import has, one_way_seconds, role, verify
 
 _SIZES = {"64B": 64, "4KiB": 4096}
 _FORMS = {"one": "one call per message", "many": f"batches of {BATCH_MESSAGES}"}

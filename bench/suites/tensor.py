@@ -7,10 +7,10 @@ faster while that one stays in the cache.
 
 from __future__ import annotations
 
-from bench.harness import Harness, Runner, Sample, Settings
-from bench.model import Budget, Role, Row
-from bench.pair import Pair, PairFailed
-from bench.work import has, one_way_seconds, role, verify
+from ..harness import Harness, Runner, Sample, Settings
+from ..model import Budget, Role, Row
+from ..pair import Pair, PairFailed
+from ..work import has, one_way_seconds, role, verify
 
 _SIZES = {"4KiB": 4 << 10, "1MiB": 1 << 20, "64MiB": 64 << 20}
 _BUDGETS = {
