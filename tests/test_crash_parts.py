@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 
 # How soon is a matter of `make crash`, on a machine that does nothing else.
 SAMPLE = replace(
-    Amounts(kills=60, pause_ms=10, deaths=8, operations=60_000, crossings=4, ask_ms=1100),
+    Amounts(kills=60, pause_ms=10, deaths=8, operations=60_000, crossings=4, ask_ms=1100, idle_ms=1000),
     repair_limit_ms=4000,
     wake_limit_ms=4000,
 )
@@ -179,6 +179,12 @@ CONTROLS = [
         "alive",
         ("peers.c", r"madvise\(pin, SHMQ_PAGE, MADV_DONTFORK\) != 0", "0"),
         r"its child survives it: it is dead, and is not said to be",
+    ),
+    control(
+        "nobody_sleeps",
+        "idle",
+        ("wait.c", r"long slept = futex\([^;]*;", "long slept = 0;\n    (void)key, (void)ts;"),
+        r"a waiting consumer takes [1-9]",
     ),
     control(
         "locks_of_the_process",

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,28 +216,49 @@ def show(case: Case, outcome: Outcome, good: bool) -> None:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a subset, about a minute")
-    parser.add_argument("--model", choices=("mpmc", "topic"), help="only this one")
-    options = parser.parse_args()
+def missing() -> str | None:
+    """What has to be installed first, and how."""
     if shutil.which("spin") is None:
-        sys.exit("model.py needs the model checker Spin: apt-get install spin")
+        return "model.py needs the model checker Spin: apt-get install spin"
     if shutil.which("cc") is None:
-        sys.exit("model.py needs a C compiler: apt-get install gcc")
-    all_good = True
+        return "model.py needs a C compiler: apt-get install gcc"
+    return None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that was made."""
+
+    case: Case
+    seeded: bool
+    outcome: Outcome
+    good: bool
+
+
+def searches(quick: bool, model: str = "") -> Iterator[Search]:
+    """Prints each when it has ended."""
     for title, cases, seeded in (("true model", TRUE_MODEL, False), ("seeded bug", SEEDED_BUGS, True)):
         print(f"{title:<56} {'configuration':<22} {'states':>10} {'seconds':>7} {'errors':>6}")
         for case in cases:
-            if (options.quick and not case.quick) or not case.model.startswith(options.model or ""):
+            if (quick and not case.quick) or not case.model.startswith(model):
                 continue
             with tempfile.TemporaryDirectory(prefix="shmq-model-") as room:
                 outcome = search(case, Path(room))
             good = passed(outcome, seeded)
             show(case, outcome, good)
-            all_good = all_good and good
-    print("all as it should be" if all_good else "NOT as it should be")
-    return 0 if all_good else 1
+            yield Search(case, seeded, outcome, good)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a subset, about a minute")
+    parser.add_argument("--model", choices=("mpmc", "topic"), help="only this one")
+    options = parser.parse_args()
+    if (why := missing()) is not None:
+        sys.exit(why)
+    bad = [made for made in searches(options.quick, options.model or "") if not made.good]
+    print("NOT as it should be" if bad else "all as it should be")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -39,12 +39,15 @@ class Amounts:
     operations: int = 10_000_000
     crossings: int = 200
     ask_ms: int = 2000
+    idle_ms: int = 5000
     seed: int = 1
     repair_limit_ms: int = 250
     wake_limit_ms: int = 150
+    idle_limit: int = 50
+    """Hundredths of a per cent of a core."""
 
 
-QUICK = Amounts(kills=100, deaths=24, operations=200_000, crossings=8, ask_ms=1100)
+QUICK = Amounts(kills=100, deaths=24, operations=200_000, crossings=8, ask_ms=1100, idle_ms=1000)
 
 
 def amounts(quick: bool, **given: int) -> Amounts:
@@ -81,7 +84,12 @@ def alive(a: Amounts) -> list[list[str]]:
     return both(a.ask_ms)
 
 
-PARTS = {"soak": soak, "audience": audience, "wakes": wakes, "laps": laps, "alive": alive}
+def idle(a: Amounts) -> list[list[str]]:
+    """Waiting takes no processor time."""
+    return [[str(a.idle_ms), str(a.idle_limit)]]
+
+
+PARTS = {"soak": soak, "audience": audience, "wakes": wakes, "laps": laps, "alive": alive, "idle": idle}
 """Its name, which is that of the C program, too -> the arguments of its runs."""
 
 
