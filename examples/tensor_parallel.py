@@ -17,7 +17,8 @@ collector sums the parts, and the sum is what every worker needs for the next la
                  hidden (1024, 256) float32, to each worker for the next layer; q.put: 1 copy
 
 Each arrow is one queue with one producer and one consumer. The parent creates the queues, starts
-the processes and from then on only watches: when one dies it says which, stops the rest, and fails.
+the processes and from then on only watches (watched.py): when one dies it says which, stops the
+rest, and fails.
 The same processes do the same job over both transports in turn (A B A B ...), and each result is
 compared with what one process computes alone. Run it: ``python examples/tensor_parallel.py --help``
 """
@@ -29,13 +30,10 @@ import json
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from time import perf_counter_ns  # CLOCK_MONOTONIC on Linux: comparable between processes
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,11 +46,12 @@ import shmq
 
 if TYPE_CHECKING or __package__:
     from . import transformer as net
+    from . import watched
 else:  # run as a script
     import transformer as net
+    import watched
 
 TOLERANCE = 1e-4  # the same float32 terms are summed in another order; they are of size 1
-STALL_S = 60.0  # the parent gives up when nothing was reported for so long
 ARENA_BYTES = 4 << 20  # per queue: room for two tensors of 1 MiB, each in a page of 2 MiB
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PIPE_COPIES = ["pickle", "write to pipe", "read from pipe", "into one buffer", "unpickle"]
@@ -213,64 +212,17 @@ def compare(outputs: list[net.Array], expected: list[net.Array]) -> dict[str, An
 # --- The parent: starts, watches, prints ---------------------------------------------------------
 
 
-class JobError(Exception):
-    """A process of the job died, or none of them moved any more."""
-
-
-def child(role: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and it stops us
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    role(*arguments)
-
-
-def end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
 def run_job(job: Job, say: Callable[[str], None]) -> Iterator[Any]:
     """The collector's reports. JobError as soon as a process dies; all have ended afterwards."""
-    context = multiprocessing.get_context("spawn")
-    reports, report = context.Pipe(duplex=False)
-    roles: dict[str, tuple[Any, ...]] = {"scheduler": (scheduler, job)}
+    roles: watched.Roles = {"scheduler": (scheduler, job)}
     roles |= {f"worker {rank}": (worker, job, rank) for rank in range(job.workers)}
-    roles["collector"] = (collector, job, report)
-    running: dict[Any, BaseProcess | None] = {reports: None}
+    roles["collector"] = (collector, job)
     os.environ |= ONE_THREAD  # for the children's numpy; this process computes nothing
     try:
-        for name, arguments in roles.items():
-            started = context.Process(target=child, args=arguments, name=name, daemon=True)
-            started.start()
-            running[started.sentinel] = started
-            say(f"{name}: pid {started.pid}")
-        report.close()
-        while running:
-            ready = wait(list(running), STALL_S)
-            if not ready:
-                raise JobError(f"no progress for {STALL_S:.0f} s")
-            for key in ready:
-                if ended := running[key]:
-                    check(ended)
-                    del running[key]
-                    continue
-                try:
-                    yield reports.recv()
-                except (EOFError, OSError):  # the collector has ended; so its exit status follows
-                    del running[key]
+        yield from watched.run(roles, "collector", say)
     finally:
-        for process in filter(None, running.values()):
-            process.kill()
-            process.join()
         for link in (link for lane in job.lanes["shmq"] for link in lane):
             link.queue.close()
-
-
-def check(ended: BaseProcess) -> None:
-    ended.join()
-    if code := ended.exitcode:
-        how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
-        raise JobError(f"{ended.name} (pid {ended.pid}) died: {how}; stopped the others")
 
 
 def summarise(job: Job, results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -330,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
                 else:
                     results.append(report)
                     console.print(f"{report['transport']}: {report['wall_s']:.2f} s")
-    except (JobError, KeyboardInterrupt) as error:
+    except (watched.JobError, KeyboardInterrupt) as error:
         console.print(f"tensor_parallel: {str(error) or 'interrupted'}", style="red")
         return 1
     rows = summarise(job, results)
