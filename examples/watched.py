@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -24,7 +25,7 @@ class JobError(Exception):
     """A process of the job died, or none of them moved any more."""
 
 
-def run(roles: Roles, reporter: str, say: Callable[[str], None]) -> Iterator[Any]:
+def run(roles: Roles, reporter: str, say: Callable[[str], None]) -> Generator[Any]:
     """Starts the roles; what ``reporter`` sends through the Connection that is its last argument.
 
     JobError as soon as a process dies; all have ended afterwards.
@@ -36,8 +37,9 @@ def run(roles: Roles, reporter: str, say: Callable[[str], None]) -> Iterator[Any
         for name, call in roles.items():
             arguments = (*call, report) if name == reporter else call
             started = context.Process(target=child, args=arguments, name=name, daemon=True)
-            started.start()
-            running[started.sentinel] = started
+            with interrupts_blocked():
+                started.start()
+                running[started.sentinel] = started
             say(f"{name}: pid {started.pid}")
         report.close()
         while running:
@@ -66,8 +68,17 @@ def check(ended: BaseProcess) -> None:
         raise JobError(f"{ended.name} (pid {ended.pid}) died: {how}; stopped the others")
 
 
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """A process that is started here never sees Ctrl-C: that is for the parent, which gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def child(role: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and it stops us
     threading.Thread(target=end_with_parent, daemon=True).start()
     role(*arguments)
 

@@ -112,20 +112,13 @@ def poll_fixture() -> Callable[..., Any]:
     return poll
 
 
-class Script:
-    """A Python program that runs in a process of its own, with pipes on all three standard streams."""
+class Child:
+    """A program that runs in a process of its own, with pipes on all three standard streams."""
 
-    def __init__(
-        self,
-        source: str,
-        *arguments: str,
-        options: tuple[str, ...] = (),
-        wrapper: tuple[str, ...] = (),
-        **popen: Any,
-    ) -> None:
+    def __init__(self, *command: str, **popen: Any) -> None:
         # In a session of its own: what it forks goes with it when the watchdog barks.
         self.process = subprocess.Popen(
-            [*wrapper, sys.executable, *options, "-c", source, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -153,11 +146,44 @@ class Script:
             pytest.fail(f"the child still ran after {timeout} s")
         return self.process.returncode, output, errors
 
+    def names_left(self) -> list[str]:
+        """Of its anonymous queues, in /dev/shm: they carry its pid."""
+        return [path.name for path in SHM.glob(f"shmq.anonymous-{self.process.pid}-*")]
+
     def stop(self) -> None:
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, 9)
         self.process.communicate()
+
+
+class Script(Child):
+    """A Python program, given as its text."""
+
+    def __init__(
+        self,
+        source: str,
+        *arguments: str,
+        options: tuple[str, ...] = (),
+        wrapper: tuple[str, ...] = (),
+        **popen: Any,
+    ) -> None:
+        super().__init__(*wrapper, sys.executable, *options, "-c", source, *arguments, **popen)
+
+
+@pytest.fixture
+def start_example() -> Iterator[Callable[..., Child]]:
+    """Starts one of examples/*.py with these arguments; whatever the test does, it has ended afterwards."""
+    started: list[Child] = []
+
+    def start_example(example: str, *arguments: str, as_module: bool = False) -> Child:
+        how = ["-m", f"examples.{example}"] if as_module else [f"examples/{example}.py"]
+        started.append(Child(sys.executable, *how, *arguments, cwd=Path(__file__).resolve().parent.parent))
+        return started[-1]
+
+    yield start_example
+    for child in started:
+        child.stop()
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +23,19 @@ from examples import tensor_parallel, transformer  # noqa: E402
 WATCHDOG_S = 120.0
 TRANSPORTS = ("shmq", "multiprocessing")
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Any]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts the example with these arguments; whatever the test does, it has ended afterwards."""
-    with ExitStack() as cleanup:
-
-        def start_example(*arguments: str, as_module: bool = False) -> subprocess.Popen[str]:
-            how = ["-m", "examples.tensor_parallel"] if as_module else ["examples/tensor_parallel.py"]
-            process = subprocess.Popen(
-                [sys.executable, *how, *arguments],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            cleanup.enter_context(process)
-            cleanup.callback(process.kill)
-            return process
-
-        yield start_example
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Its output and error lines; killed and failed when it hangs."""
-    try:
-        return process.communicate(timeout=WATCHDOG_S)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the example still ran after {WATCHDOG_S} s")
-
-
-def names_left_by(process: subprocess.Popen[str]) -> list[str]:
-    """Anonymous queues carry the pid of their creator; other tests may run beside this one."""
-    return [name for name in os.listdir("/dev/shm") if f"anonymous-{process.pid}-" in name]
+def start(start_example: Start) -> Start:
+    return functools.partial(start_example, "tensor_parallel")
 
 
 @pytest.mark.parametrize("as_module", [False, True], ids=["script", "module"])
 def test_quick_run_gives_equal_results_over_both_transports(start: Start, as_module: bool) -> None:
-    process = start("--quick", "--json", as_module=as_module)
-    output, errors = finish(process)
-    assert process.returncode == 0, errors
+    example = start("--quick", "--json", as_module=as_module)
+    status, output, errors = example.finish(WATCHDOG_S)
+    assert status == 0, errors
     report: dict[str, Any] = json.loads(output)
     assert report["equal"] is True
     assert 0 <= report["max_abs_diff"] < tensor_parallel.TOLERANCE * 100
@@ -81,31 +50,30 @@ def test_quick_run_gives_equal_results_over_both_transports(start: Start, as_mod
     assert report["transports"]["shmq"]["partial_copies"] == 0
     assert report["transports"]["shmq"]["hidden_copies"] == 1
     assert report["transports"]["multiprocessing"]["partial_copies"] >= 5
-    assert not names_left_by(process)
+    assert not example.names_left()
 
 
 def test_table_is_for_people(start: Start) -> None:
-    process = start("--quick", "--batches", "1", "--workers", "1")
-    output, errors = finish(process)
-    assert process.returncode == 0, errors
+    example = start("--quick", "--batches", "1", "--workers", "1")
+    status, output, errors = example.finish(WATCHDOG_S)
+    assert status == 0, errors
     for line in ("wall_s", "messages_per_s", "partial_us_p99", "copies of partial, shmq: none"):
         assert line in output
     assert "equal to the result of one process" in output
 
 
-def run_until(process: subprocess.Popen[str], runs_done: int) -> dict[str, int]:
+def run_until(example: Any, runs_done: int) -> dict[str, int]:
     """Reads its lines until so many runs are done; the pids of its processes by name."""
-    assert process.stderr is not None
     pids: dict[str, int] = {}
     done = 0
-    for line in process.stderr:
+    for line in example.process.stderr:
         if match := re.fullmatch(r"(\w+ ?\d*): pid (\d+)\n", line):
             pids[match[1]] = int(match[2])
         elif re.fullmatch(r"(shmq|multiprocessing): [\d.]+ s\n", line):
             done += 1
         if len(pids) == 4 and done == runs_done:
             return pids
-    pytest.fail(f"the example ended by itself with status {process.wait()}")
+    pytest.fail(f"the example ended by itself with status {example.process.wait()}")
 
 
 @pytest.mark.parametrize(
@@ -114,24 +82,24 @@ def run_until(process: subprocess.Popen[str], runs_done: int) -> dict[str, int]:
     ids=["at-start", "over-pipes", "over-shmq", "collector"],
 )
 def test_killed_process_is_named_and_nothing_hangs(start: Start, victim: str, runs_done: int) -> None:
-    process = start("--batches", "8")
-    pids = run_until(process, runs_done)
+    example = start("--batches", "8")
+    pids = run_until(example, runs_done)
     os.kill(pids[victim], signal.SIGKILL)
-    output, errors = finish(process)
-    assert process.returncode == 1, errors
+    status, output, errors = example.finish(WATCHDOG_S)
+    assert status == 1, errors
     assert f"{victim} (pid {pids[victim]}) died: SIGKILL; stopped the others\n" in errors
     assert output == ""
     for pid in pids.values():
         assert not Path(f"/proc/{pid}").exists()
-    assert not names_left_by(process)
+    assert not example.names_left()
 
 
 def test_killed_parent_leaves_no_processes_and_no_names(start: Start) -> None:
-    process = start("--batches", "8")
-    run_until(process, runs_done=2)
-    process.kill()
-    finish(process)  # returns when nobody holds the other end of its stderr: all have ended
-    assert not names_left_by(process)
+    example = start("--batches", "8")
+    run_until(example, runs_done=2)
+    example.process.kill()
+    example.finish(WATCHDOG_S)  # returns when nobody holds the other end of its stderr: all have ended
+    assert not example.names_left()
 
 
 @pytest.mark.parametrize("arguments", [("--workers", "3"), ("--workers", "0"), ("--batches", "0")])
