@@ -1,51 +1,22 @@
-/* Publishers and subscribers of one topic, as threads of one process, for speed and for the race detector: handles
- * share one mapping (lab_clone).
+/* Publishers and subscribers of one topic, as threads of one process (clones.h).
  *
- * Every message is number = publisher << 32 | sequence.  All subscribers of a run without loss see the same order;
- * each sees each publisher's messages in order, and what it missed makes up the difference.
+ * All subscribers of a run without loss see the same order; each sees each publisher's messages in order, and what
+ * it missed makes up the difference.
  */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
+#include "clones.h"
 
-#include "lab.h"
-
-#define MOST 4u
 #define EACH (SANITIZED ? 2500u : 20000u)
 #define KEEP 3u
 
 static struct {
-    int fd;
-    shmq_queue *origin;
     uint32_t publishers, subscribers, policy;
-    bool blocks, deaths, sleepless;
-    shmq_a32 ready, finished; /* subscribers that have subscribed; publishers that have ended */
-    shmq_a64 deaths_seen;
+    shmq_a32 ready, finished;          /* subscribers that have subscribed; publishers that have ended */
     uint64_t order[MOST][MOST * EACH]; /* as each subscriber saw it */
 } hall;
 
-static uint64_t size_of(uint64_t number) {
-    static const uint64_t sizes[] = {16, 100, 1000, 2000, 24, SHMQ_SMALL_PAGE, 40, 3 * SHMQ_SMALL_PAGE};
-    return hall.blocks ? sizes[number % 8] : 16 + number % 200;
-}
-
-static shmq_queue *join(void) {
-    shmq_queue *q = lab_clone(hall.origin);
-    if (!hall.sleepless) {
-        store_relaxed(&q->put.waiter.spin_ns, 0);
-        store_relaxed(&q->get.waiter.spin_ns, 0);
-    }
-    return q;
-}
-
-/* The end of a process, as far as the others can see: whoever waits next repairs. */
-static shmq_queue *end_life(shmq_queue *q) {
-    lab_die(q);
-    close(q->segment.fd);
-    free(q->inline_copy);
-    free(q->buffers);
-    free(q);
-    if (atomic_fetch_add(&hall.deaths_seen, 1) % 8 == 0) (void)lab_reap(hall.origin); /* entries run out */
+static shmq_queue *live_again(shmq_queue *q) {
+    if (end_life(q) % 8 == 0) (void)lab_reap(clones.origin); /* entries run out */
     return join();
 }
 
@@ -62,7 +33,7 @@ static shmq_queue *die_publishing(shmq_queue *q, uint64_t *seed) {
         (void)shmq_try_reserve(q, 8, SHMQ_RAW, 0, &r);
     }
     free(b);
-    return end_life(q);
+    return live_again(q);
 }
 
 static void *publish(void *which) {
@@ -70,7 +41,7 @@ static void *publish(void *which) {
     shmq_queue *q = join();
     while (load32_acquire(&hall.ready) < hall.subscribers) sched_yield();
     for (uint64_t i = 0; i < EACH; i++) {
-        if (hall.deaths && below(&seed, EACH / 12) == 0) q = die_publishing(q, &seed);
+        if (clones.deaths && below(&seed, EACH / 12) == 0) q = die_publishing(q, &seed);
         OK(lab_put(q, me << 32 | i, size_of(i), SHMQ_FOREVER));
     }
     (void)atomic_fetch_add(&hall.finished, 1);
@@ -92,7 +63,7 @@ static void *come_and_go(void *which) {
             if (m.block != NULL && n == 1) free(m.block); /* dies with the view */
             else shmq_message_release(&m);
         }
-        q = end_life(q);
+        q = live_again(q);
     }
     lab_end_clone(q);
     return NULL;
@@ -134,7 +105,7 @@ static void *subscribe(void *which) {
     for (uint32_t i = 0; i < KEEP; i++) shmq_message_release(&kept[i]);
     uint64_t all = (uint64_t)hall.publishers * EACH;
     if (hall.policy == SHMQ_BLOCK) CHECK_EQ(got, all);
-    if (hall.policy == SHMQ_DROP_OLDEST && !hall.deaths) CHECK_EQ(got + state.missed, all);
+    if (hall.policy == SHMQ_DROP_OLDEST && !clones.deaths) CHECK_EQ(got + state.missed, all);
     lab_end_clone(q);
     return NULL;
 }
@@ -149,38 +120,24 @@ static void run(uint32_t policy, uint32_t publishers, uint32_t subscribers, bool
                           .kind = SHMQ_KIND_TOPIC,
                           .policy = policy,
                           .history = 2};
-    pthread_t threads[2 * MOST + 2];
-    uint32_t n = 0;
     memset(&hall, 0, sizeof hall);
-    hall.fd = lab_object();
-    hall.origin = lab_create(hall.fd, &params);
     hall.publishers = publishers;
     hall.subscribers = subscribers;
     hall.policy = policy;
-    hall.blocks = blocks;
-    hall.deaths = deaths;
-    hall.sleepless = sleepless;
-    for (uintptr_t i = 0; i < subscribers; i++)
-        CHECK_EQ(pthread_create(&threads[n++], NULL, subscribe, (void *)i), 0);
-    for (uintptr_t i = 0; i < publishers; i++)
-        CHECK_EQ(pthread_create(&threads[n++], NULL, publish, (void *)i), 0);
-    for (uintptr_t i = 0; deaths && i < 2; i++)
-        CHECK_EQ(pthread_create(&threads[n++], NULL, come_and_go, (void *)i), 0);
-    while (n > 0) CHECK_EQ(pthread_join(threads[--n], NULL), 0);
+    found_clones(&params, blocks, deaths, sleepless);
+    start_clones(subscribers, subscribe);
+    start_clones(publishers, publish);
+    start_clones(deaths ? 2 : 0, come_and_go);
+    join_clones();
     if (policy == SHMQ_BLOCK)
         for (uint32_t s = 1; s < subscribers; s++)
             CHECK_EQ(memcmp(hall.order[0], hall.order[s], publishers * EACH * sizeof(uint64_t)), 0);
-    (void)lab_reap(hall.origin);
     /* What is left is the history; with nobody there, a subscription that ends gives up the rest. */
-    for (int i = 0; i < 2; i++) OK(lab_put(hall.origin, 1, 16, SHMQ_FOREVER));
+    for (int i = 0; i < 2; i++) OK(lab_put(clones.origin, 1, 16, SHMQ_FOREVER));
     shmq_queue *last = join();
     OK(shmq_subscribe(last, 0));
     lab_end_clone(last);
-    lab_all_pages_free(hall.origin);
-    OK(shmq_validate(hall.origin));
-    if (deaths) CHECK(load_relaxed(&hall.deaths_seen) > 10);
-    shmq_free(hall.origin);
-    close(hall.fd);
+    end_clones();
 }
 
 #define LAP_WRAP ((SHMQ_LAP_MASK - 5) << 4)
