@@ -35,6 +35,18 @@ SMALL = {"ring_bytes": 1 << 16, "arena_bytes": 1 << 20}
 
 WATCHDOG_S = 60.0
 
+PRELUDE = """
+import os, signal, sys, threading, time
+import numpy as np
+import shmq
+SMALL = {"ring_bytes": 1 << 16, "arena_bytes": 1 << 20}
+"""
+"""Of programs that run in a process of their own."""
+
+
+def file_of(name: str) -> Path:
+    return SHM / f"shmq.{name}"
+
 
 def segments_of_this_run() -> list[str]:
     return [path.name for path in SHM.glob(f"shmq.*{RUN}*")]
