@@ -16,16 +16,20 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from . import machine, report, suites  # noqa: E402
+from . import machine, options, report, rivals, suites  # noqa: E402
 from .harness import Harness, Progress, Settings, left_in_dev_shm  # noqa: E402
 from .model import Report, Row  # noqa: E402
+from .options import whole, wholes  # noqa: E402
+from .suites import fanout  # noqa: E402
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="shmq bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 repetitions of about 0.05 s")
     parser.add_argument(
+        "--suite",
         "--only",
+        dest="only",
         action="append",
         choices=suites.ALL,
         default=[],
@@ -34,31 +38,64 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     parser.add_argument("--list", action="store_true", help="print the ids of the rows and stop")
-    parser.add_argument("--repetitions", type=int, metavar="N", help="timed runs of each (5)")
-    parser.add_argument("--seconds", type=float, help="aim for this length of one run (0.25)")
+    parser.add_argument("--repetitions", type=whole(1, 1000), metavar="N", help="timed runs of each (5)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=options.seconds, help="aim for this length of one timed run (0.25)")
+    length.add_argument(
+        "--count",
+        type=whole(1, 1 << 31),
+        metavar="N",
+        help="operations of one timed run instead (rows with gaps or a schedule keep to --seconds)",
+    )
     parser.add_argument(
-        "--max-mib", type=int, default=1024, metavar="N", help="skip rows with larger payloads"
+        "--max-mib",
+        type=whole(1, 1 << 20),
+        default=1024,
+        metavar="N",
+        help="skip rows with larger payloads",
     )
     parser.add_argument(
         "--rivals",
-        type=lambda text: frozenset(filter(None, text.split(","))),
+        type=options.names(frozenset(one.NAME for one in (*rivals.ALL, *fanout.AMONG)) - {"shmq"}),
         metavar="NAMES",
         help='only these, separated by commas; "" for none',
     )
     parser.add_argument("--no-pin", action="store_true", help="leave the cores to the kernel")
+    parser.add_argument(
+        "--sizes",
+        type=options.sizes,
+        metavar="SIZES",
+        help="payloads, for example 64,4KiB,1MiB, instead of the suites' own",
+    )
+    parser.add_argument(
+        "--loads",
+        type=wholes(1, 10_000_000),
+        default=Settings.loads,
+        metavar="RATES",
+        help="messages/s offered in the suite latency (1000,10000,100000)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=options.some_of("spin", "park"),
+        default=Settings.wait,
+        metavar="MODES",
+        help="how shmq's consumers wait: spin, park, or both (spin,park)",
+    )
     return parser.parse_args(argv)
 
 
-def _settings(options: argparse.Namespace, cores: tuple[int, int]) -> Settings:
-    repetitions = options.repetitions or (3 if options.quick else 5)
-    seconds = options.seconds or (0.05 if options.quick else 0.25)
+def _settings(chosen: argparse.Namespace, cores: tuple[int, int]) -> Settings:
     return Settings(
-        repetitions=max(1, repetitions),
-        target_s=max(0.001, seconds),
-        max_bytes=options.max_mib << 20,
-        only=frozenset(options.only),
+        repetitions=chosen.repetitions or (3 if chosen.quick else 5),
+        target_s=chosen.seconds or (0.05 if chosen.quick else 0.25),
+        max_bytes=chosen.max_mib << 20,
+        only=frozenset(chosen.only),
         cores=cores,
-        rivals=options.rivals,
+        rivals=chosen.rivals,
+        count=chosen.count,
+        sizes=chosen.sizes,
+        loads=chosen.loads,
+        wait=chosen.wait,
     )
 
 
@@ -105,13 +142,13 @@ def run(settings: Settings, warnings: list[str]) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _arguments(argv)
+    chosen = _arguments(argv)
     cores, remark = machine.two_cores()
     warnings = [remark] if remark else []
-    if options.no_pin:
+    if chosen.no_pin:
         cores, warnings = (-1, -1), ["not pinned: --no-pin"]
-    settings = _settings(options, cores)
-    if options.list:
+    settings = _settings(chosen, cores)
+    if chosen.list:
         for rows in _planned(settings).values():
             print(*(row.id for row in rows), sep="\n")
         return 0
@@ -121,8 +158,8 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: nothing is reported", file=sys.stderr)
         return 130
     report.show(made)
-    if options.json:
-        report.write_json(made, options.json)
+    if chosen.json:
+        report.write_json(made, chosen.json)
     return 0
 
 

@@ -8,7 +8,8 @@ runner has one timed run in turn.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Protocol
 
 from . import machine, native, ours, ours_mpmc, ours_topic, rivals
 from .endpoint import Spec
+from .latencies import Latencies
 from .model import Report, Result, Role, Row
 from .pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
 _OURS = (ours, ours_mpmc, ours_topic)
+_UNIT_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,18 @@ class Settings:
     rivals: frozenset[str] | None = None
     """Names of those to measure; None: all."""
     timeout_s: float = 120.0
+    count: int | None = None
+    """Operations of a timed run, instead of as many as take `target_s`."""
+    sizes: tuple[int, ...] | None = None
+    """Instead of each suite's own sizes."""
+    loads: tuple[int, ...] = (1_000, 10_000, 100_000)
+    """Offered to an open loop, in messages a second."""
+    wait: tuple[str, ...] = ("spin", "park")
+    """How shmq's consumers wait."""
+
+    def payloads(self, own: Iterable[int]) -> tuple[int, ...]:
+        """The sizes of a suite: its own unless others were asked for."""
+        return tuple(own) if self.sizes is None else self.sizes
 
     def parked_trips(self) -> int:
         """Round trips of a run with gaps: its length is mostly the gaps'."""
@@ -49,6 +64,10 @@ class Sample:
     value: float
     seconds: float
     extras: dict[str, float] = field(default_factory=dict)
+    latencies: Latencies | None = None
+    """Of each message, for the distribution over all repetitions."""
+    note: str = ""
+    """What is said of the contestant where most repetitions say it."""
 
 
 @dataclass
@@ -73,6 +92,34 @@ def tails(quantiles: dict[str, float], trips: int, scale: float) -> dict[str, fl
     """The extras p99 and p99.9 in the row's unit, where there are trips enough for them."""
     enough = {"p99": 100, "p99.9": 1000}
     return {name: quantiles[name] / scale for name, least in enough.items() if trips >= least}
+
+
+@dataclass
+class _Turn:
+    """What one contestant of a row has said so far."""
+
+    runner: Runner
+    result: Result
+    count: int
+    latencies: Latencies | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def keep(self, sample: Sample) -> None:
+        self.result.samples.append(sample.value)
+        for name, value in sample.extras.items():
+            self.result.extras.setdefault(name, []).append(value)
+        if sample.note:
+            self.notes[sample.note] += 1
+        if sample.latencies is not None:
+            if self.latencies is None:
+                self.latencies = Latencies()
+            self.latencies.add(sample.latencies)
+
+    def summarise(self, unit: str) -> None:
+        if self.latencies is not None:
+            self.result.distribution = self.latencies.distribution(_UNIT_NS[unit])
+        said = [note for note, times in self.notes.items() if 2 * times > len(self.result.samples)]
+        self.result.note = ", ".join(filter(None, [self.result.note, *said]))
 
 
 class Progress(Protocol):
@@ -141,7 +188,7 @@ class Harness:
     def measure(self, row: Row, runners: list[Runner]) -> None:
         """Fills the row and adds it to the report."""
         self.report.rows.append(row)
-        ready: list[tuple[Runner, Result, int]] = []
+        ready: list[_Turn] = []
         for runner in runners:
             result = Result(runner.name, runner.role, note=runner.note)
             row.results.append(result)
@@ -150,19 +197,17 @@ class Harness:
                 if runner.verify is not None:
                     runner.verify()
                 result.verified = True
-                ready.append((runner, result, self._calibrate(runner)))
+                ready.append(_Turn(runner, result, self._calibrate(runner)))
         for repetition in range(self.settings.repetitions):
-            for runner, result, count in ready:
-                if result.failed is not None:
+            for turn in ready:
+                if turn.result.failed is not None:
                     continue
-                self.progress(
-                    f"{row.id}: repetition {repetition + 1} of {self.settings.repetitions}: {runner.name}"
-                )
-                with _failures_of(result):
-                    sample = runner.run(count)
-                    result.samples.append(sample.value)
-                    for name, value in sample.extras.items():
-                        result.extras.setdefault(name, []).append(value)
+                which = f"repetition {repetition + 1} of {self.settings.repetitions}"
+                self.progress(f"{row.id}: {which}: {turn.runner.name}")
+                with _failures_of(turn.result):
+                    turn.keep(turn.runner.run(turn.count))
+        for turn in ready:
+            turn.summarise(row.unit)
 
     def skip(self, row: Row, reason: str) -> None:
         row.skipped = reason
@@ -172,6 +217,10 @@ class Harness:
         if runner.count is not None:
             runner.run(max(1, runner.count // 10))
             return runner.count
+        if self.settings.count is not None:
+            fixed = max(runner.step, self.settings.count // runner.step * runner.step)
+            runner.run(fixed)
+            return fixed
         count, target_s = runner.first, self.settings.target_s
         while True:
             count = max(runner.step, count // runner.step * runner.step)

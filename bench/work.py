@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .harness import Settings
 from .model import Role
 from .pair import Pair, PairFailed
 
@@ -41,3 +42,17 @@ def one_way_seconds(pair: Pair, form: str, size: int, count: int, timeout: float
         timeout,
     )
     return (max(map(int, ends)) - int(start)) / 1e9
+
+
+def consumers(settings: Settings, pair: Pair) -> list[tuple[str, Role, bool]]:
+    """(name, role, whether it polls) for each way in which this one's consumer can be asked to wait.
+
+    There are two for shmq only: the others either sleep or poll, whatever they are asked."""
+    if pair.name != "shmq":
+        return [(pair.name, role(pair), False)]
+    parks = (pair.name, role(pair), False)
+    if "spin" not in settings.wait:
+        return [parks]
+    if "park" not in settings.wait:
+        return [(f"{pair.name} spin", role(pair), True)]
+    return [parks, (f"{pair.name} spin", "reference", True)]

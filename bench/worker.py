@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from . import jobs
+from . import jobs, schedule
 from .endpoint import Side, Spec
+
+_JOBS = {**vars(jobs), **vars(schedule)}
 
 
 def pin(core: int) -> None:
@@ -55,7 +57,7 @@ def serve(harness: Connection[Any, Any], module: str, spec: Spec, wiring: Any, s
             gc.collect()
             harness.send(("ready", None))
             try:
-                harness.send(("ok", getattr(jobs, name)(end, **arguments)))
+                harness.send(("ok", _JOBS[name](end, **arguments)))
             except Exception:
                 harness.send(("error", traceback.format_exc()))
     except (EOFError, KeyboardInterrupt):

@@ -18,7 +18,7 @@ from ..work import has, one_way_seconds, role, verify
 _SIZES = {"1MiB": 1 << 20, "64B": 64}
 _READERS = {"1MiB": (1, 2, 4, 8), "64B": (1, 2, 4)}
 _IN_FLIGHT = {"1MiB": 1, "64B": 1024}
-_AMONG = (ours_topic, iceoryx, pyzmq_pub)
+AMONG = (ours_topic, iceoryx, pyzmq_pub)
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -105,13 +105,13 @@ def _runners(harness: Harness, row: Row, pairs: list[Pair], alone: list[Pair]) -
 def run(harness: Harness, rows: list[Row]) -> None:
     """shmq's topic with one subscriber stays, to be measured beside those that have more."""
     large = _SIZES["1MiB"]
-    with harness.pairs(large, in_flight=_IN_FLIGHT["1MiB"], among=_AMONG[:1]) as alone:
+    with harness.pairs(large, in_flight=_IN_FLIGHT["1MiB"], among=AMONG[:1]) as alone:
         for row in rows:
             _, label, readers = row.id.split("/")
             if _SIZES[label] > harness.settings.max_bytes:
                 harness.skip(row, "larger than --max-mib")
                 continue
             with harness.pairs(
-                _SIZES[label], in_flight=_IN_FLIGHT[label], readers=int(readers), among=_AMONG
+                _SIZES[label], in_flight=_IN_FLIGHT[label], readers=int(readers), among=AMONG
             ) as pairs:
                 harness.measure(row, _runners(harness, row, pairs, alone if readers != "1" else []))

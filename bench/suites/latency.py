@@ -1,4 +1,4 @@
-"""There and back: a 64-byte message and its answer over two queues.
+"""There and back: a message and its answer over two queues; and latency under load (`open_loop.py`).
 
 spinning: the answer is awaited at once, so neither side is idle for long. parked: each side idles 2
 ms before it sends, so the other is asleep; the figure is the sum of the two hops, from before the
@@ -9,15 +9,44 @@ from __future__ import annotations
 
 from ..harness import Harness, Runner, Sample, Settings, tails
 from ..jobs import quantiles
-from ..model import Budget, Row
+from ..model import Budget, Point, Row
+from ..options import label
 from ..pair import Pair
-from ..work import role, verify
+from ..work import has, role, verify
+from . import open_loop
 
 _SIZE = 64
+_SIZES = (_SIZE, 4 << 10, 64 << 10, 1 << 20)
 _GAP_S = 0.002
+_FORMS = {"spinning": "spin", "parked": "park"}
 
 
 def rows(settings: Settings) -> list[Row]:
+    waits = [row for row in _waits() if _FORMS[row.id.split("/")[1]] in settings.wait]
+    return [*waits, *open_loop.rows(settings), *_by_size(settings)]
+
+
+def _against_size(size: int) -> Point:
+    return Point("round trip against size (p50)", "bytes", size)
+
+
+def _by_size(settings: Settings) -> list[Row]:
+    """But for 64 B: that is latency/spinning."""
+    return [
+        Row(
+            id=f"latency/size/{label(size)}",
+            suite="latency",
+            title=f"Python round trip, {label(size)} bytes, peers ready (p50)",
+            unit="us",
+            better="lower",
+            point=_against_size(size),
+        )
+        for size in settings.payloads(_SIZES)
+        if size != _SIZE
+    ]
+
+
+def _waits() -> list[Row]:
     return [
         Row(
             id="latency/spinning",
@@ -26,6 +55,7 @@ def rows(settings: Settings) -> list[Row]:
             unit="us",
             better="lower",
             budget=Budget("<= 0.8 x mpi4py", 0.8, "mpi4py"),
+            point=_against_size(_SIZE),
         ),
         Row(
             id="latency/parked",
@@ -38,15 +68,15 @@ def rows(settings: Settings) -> list[Row]:
     ]
 
 
-def _spinning(harness: Harness, pair: Pair) -> Runner:
+def _spinning(harness: Harness, pair: Pair, size: int = _SIZE) -> Runner:
     def run(count: int) -> Sample:
-        job = {"count": count, "size": _SIZE}
+        job = {"count": count, "size": size}
         trips, _ = pair.run(("ping", job), ("pong", job), harness.settings.timeout_s)
         seconds = trips["mean"] * count / 1e9
         extras = {**tails(trips, count, 1e3), "mean": trips["mean"] / 1e3}
         return Sample(trips["p50"] / 1e3, seconds, extras)
 
-    return Runner(pair.name, role(pair), run, lambda: _check(harness, pair))
+    return Runner(pair.name, role(pair), run, lambda: _check(harness, pair, size), first=8)
 
 
 def _parked(harness: Harness, pair: Pair) -> Runner:
@@ -69,8 +99,8 @@ def _parked(harness: Harness, pair: Pair) -> Runner:
     )
 
 
-def _check(harness: Harness, pair: Pair) -> None:
-    verify(pair, "one", _SIZE, 100, harness.settings.timeout_s)
+def _check(harness: Harness, pair: Pair, size: int = _SIZE) -> None:
+    verify(pair, "one", size, 100 if size <= _SIZE else 10, harness.settings.timeout_s)
 
 
 def _floors(harness: Harness, row: Row) -> list[Runner]:
@@ -92,8 +122,35 @@ def _floors(harness: Harness, row: Row) -> list[Runner]:
 
 
 def run(harness: Harness, rows: list[Row]) -> None:
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.id.split("/")[1], []).append(row)
+    _run_waits(harness, [row for form in _FORMS for row in kinds.get(form, [])])
+    open_loop.run(harness, [*kinds.get("oneway", []), *kinds.get("roundtrip", [])])
+    _run_sizes(harness, kinds.get("size", []))
+
+
+def _run_waits(harness: Harness, rows: list[Row]) -> None:
+    if not rows:
+        return
     with harness.pairs(_SIZE, in_flight=64, both_ways=True) as pairs:
         for row in rows:
             make = _spinning if row.id == "latency/spinning" else _parked
-            runners = [make(harness, pair) for pair in pairs]
+            runners = [make(harness, pair) for pair in pairs if has(pair, "one")]
             harness.measure(row, _floors(harness, row) + runners)
+
+
+def _run_sizes(harness: Harness, rows: list[Row]) -> None:
+    sizes = {row.id: int(row.point.at) for row in rows if row.point is not None}
+    within = [size for size in sizes.values() if size <= harness.settings.max_bytes]
+    if not within:
+        for row in rows:
+            harness.skip(row, "larger than --max-mib")
+        return
+    with harness.pairs(max(within), in_flight=4, both_ways=True) as pairs:
+        for row in rows:
+            size = sizes[row.id]
+            if size in within:
+                harness.measure(row, [_spinning(harness, pair, size) for pair in pairs if has(pair, "one")])
+            else:
+                harness.skip(row, "larger than --max-mib")
