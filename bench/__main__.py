@@ -75,6 +75,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="messages/s offered in the suite latency (1000,10000,100000)",
     )
     parser.add_argument(
+        "--codecs",
+        type=options.some_of("bytes", "array", "object"),
+        default=Settings.codecs,
+        metavar="CODECS",
+        help="what the suite throughput sends: bytes, array, object (all)",
+    )
+    parser.add_argument(
+        "--receive",
+        type=options.some_of("view", "copy"),
+        default=Settings.receive,
+        metavar="MODES",
+        help="how the suite tensor receives: view, copy (both)",
+    )
+    parser.add_argument(
         "--wait",
         type=options.some_of("spin", "park"),
         default=Settings.wait,
@@ -95,6 +109,8 @@ def _settings(chosen: argparse.Namespace, cores: tuple[int, int]) -> Settings:
         count=chosen.count,
         sizes=chosen.sizes,
         loads=chosen.loads,
+        codecs=chosen.codecs,
+        receive=chosen.receive,
         wait=chosen.wait,
     )
 

@@ -59,6 +59,13 @@ class Endpoint:
     as_array: Callable[[Any], Any] | None = None
     """From the result of `get_array` to a float32 array; used in the verification pass only."""
 
+    view: Callable[[Any], Any] | None = None
+    """Like `as_array`, where what `get_array` returns lies in the transport's memory: copied if kept."""
+
+    put_object: Callable[[Any], object] | None = None
+    """Lists and dicts of plain values. Without these two: msgpack around `put` and `get`."""
+    get_object: Callable[[], Any] | None = None
+
     loan: Callable[[int], tuple[Any, Callable[[], object]]] | None = None
     """`loan(nbytes)` -> (writable float32 array in shared memory, call that publishes it)."""
     get_polling: Callable[[], object] | None = None

@@ -16,14 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from . import machine, native, ours, ours_mpmc, ours_topic, rivals
+from . import machine, native, ours, ours_mpmc, ours_topic, rivals, tcp_raw
 from .endpoint import Spec
 from .latencies import Latencies
 from .model import Report, Result, Role, Row
 from .pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
-_OURS = (ours, ours_mpmc, ours_topic)
+_ALWAYS = (ours, ours_mpmc, ours_topic, tcp_raw)
 _UNIT_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6}
 
 
@@ -45,6 +45,10 @@ class Settings:
     """Instead of each suite's own sizes."""
     loads: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Offered to an open loop, in messages a second."""
+    codecs: tuple[str, ...] = ("bytes", "array", "object")
+    """Of the suite throughput."""
+    receive: tuple[str, ...] = ("view", "copy")
+    """Whether the consumer of the suite tensor looks at what it gets where it lies, or copies it out."""
     wait: tuple[str, ...] = ("spin", "park")
     """How shmq's consumers wait."""
 
@@ -181,7 +185,7 @@ class Harness:
 
     def _chosen(self, transport: ModuleType) -> bool:
         names = self.settings.rivals
-        return names is None or transport in _OURS or transport.NAME in names
+        return names is None or transport in _ALWAYS or transport.NAME in names
 
     # Measuring.
 

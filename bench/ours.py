@@ -9,7 +9,7 @@ from typing import Any
 from .endpoint import Endpoint, Side, Spec
 
 NAME = "shmq"
-LAUNCH = "spawn"
+LAUNCH = "forkserver"
 POLLS = False
 
 RING_BYTES = 1 << 20
@@ -54,6 +54,7 @@ def open_side(spec: Spec, wiring: Any, side: Side) -> Endpoint:
             return held.array, held.publish
 
         end.put, end.put_many, end.put_array, end.loan = out.put, out.put_many, out.put, loan
+        end.put_object = out.put
     if back is not None:
         get_nowait, empty = back.get_nowait, shmq.Empty
 
@@ -65,7 +66,8 @@ def open_side(spec: Spec, wiring: Any, side: Side) -> Endpoint:
                     pass
 
         end.get, end.get_many, end.get_array = back.get, back.get_many, back.get
-        end.get_polling, end.as_array = get_polling, lambda received: received
+        end.get_polling, end.get_object = get_polling, back.get
+        end.as_array = end.view = lambda received: received
 
     def close() -> None:
         for queue in (out, back):

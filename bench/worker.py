@@ -12,15 +12,18 @@ import gc
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from . import jobs, schedule
+from . import checks, jobs, objects, schedule
 from .endpoint import Side, Spec
 
-_JOBS = {**vars(jobs), **vars(schedule)}
+CPU_OF_LAST = "cpu_of_last"
+"""Instead of a job: the processor time of this process since the last one began."""
+_JOBS = {name: job for of in (jobs, checks, objects, schedule) for name, job in vars(of).items()}
 
 
 def pin(core: int) -> None:
@@ -52,10 +55,16 @@ def serve(harness: Connection[Any, Any], module: str, spec: Spec, wiring: Any, s
         harness.send(("error", traceback.format_exc()))
         return
     try:
+        began_ns = 0
         while (request := harness.recv()) is not None:
+            rested_ns = time.process_time_ns()
             name, arguments = request
             gc.collect()
             harness.send(("ready", None))
+            if name == CPU_OF_LAST:
+                harness.send(("ok", rested_ns - began_ns))
+                continue
+            began_ns = time.process_time_ns()
             try:
                 harness.send(("ok", _JOBS[name](end, **arguments)))
             except Exception:

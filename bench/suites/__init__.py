@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import core, fanout, floors, handover, idle, latency, local, rate, tensor
+from . import core, fanout, floors, handover, idle, latency, local, tensor, throughput
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
     "core": core,
     "local": local,
-    "rate": rate,
+    "throughput": throughput,
     "latency": latency,
     "tensor": tensor,
     "handover": handover,

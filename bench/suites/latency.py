@@ -17,6 +17,8 @@ from . import open_loop
 
 _SIZE = 64
 _SIZES = (_SIZE, 4 << 10, 64 << 10, 1 << 20)
+_IN_FLIGHT = 1024
+"""A sender that is ahead of its consumer may be as far ahead as this."""
 _GAP_S = 0.002
 _FORMS = {"spinning": "spin", "parked": "park"}
 
@@ -125,19 +127,13 @@ def run(harness: Harness, rows: list[Row]) -> None:
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row.id.split("/")[1], []).append(row)
-    _run_waits(harness, [row for form in _FORMS for row in kinds.get(form, [])])
-    open_loop.run(harness, [*kinds.get("oneway", []), *kinds.get("roundtrip", [])])
-    _run_sizes(harness, kinds.get("size", []))
-
-
-def _run_waits(harness: Harness, rows: list[Row]) -> None:
-    if not rows:
-        return
-    with harness.pairs(_SIZE, in_flight=64, both_ways=True) as pairs:
-        for row in rows:
+    with harness.pairs(_SIZE, in_flight=_IN_FLIGHT, both_ways=True) as started:
+        pairs = [pair for pair in started if has(pair, "one")]
+        for row in (row for form in _FORMS for row in kinds.get(form, [])):
             make = _spinning if row.id == "latency/spinning" else _parked
-            runners = [make(harness, pair) for pair in pairs if has(pair, "one")]
-            harness.measure(row, _floors(harness, row) + runners)
+            harness.measure(row, _floors(harness, row) + [make(harness, pair) for pair in pairs])
+        open_loop.run(harness, pairs, [*kinds.get("oneway", []), *kinds.get("roundtrip", [])])
+    _run_sizes(harness, kinds.get("size", []))
 
 
 def _run_sizes(harness: Harness, rows: list[Row]) -> None:

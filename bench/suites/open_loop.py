@@ -15,10 +15,9 @@ from ..latencies import Latencies
 from ..model import Point, Role, Row
 from ..options import load_label
 from ..pair import Pair
-from ..work import consumers, has, verify
+from ..work import consumers, verify
 
 _SIZE = 64
-_IN_FLIGHT = 1024
 _LEAST_MESSAGES = 1000
 _LONGER = 4
 """At a low load a run may be this many times as long, for the sake of the tail."""
@@ -83,22 +82,17 @@ def _runner(harness: Harness, pair: Pair, form: str, load: int, consumer: tuple[
     )
 
 
-def run(harness: Harness, rows: list[Row]) -> None:
+def run(harness: Harness, pairs: list[Pair], rows: list[Row]) -> None:
     if (reason := latencies.missing()) is not None:
         for row in rows:
             harness.skip(row, reason)
         return
-    with harness.pairs(_SIZE, in_flight=_IN_FLIGHT, both_ways=True) as pairs:
-        able = [pair for pair in pairs if has(pair, "one")]
-        for row in rows:
-            form = row.id.split("/")[1]
-            assert row.point is not None
-            load = int(row.point.at)
-            harness.measure(
-                row,
-                [
-                    _runner(harness, pair, form, load, consumer)
-                    for pair in able
-                    for consumer in consumers(harness.settings, pair)
-                ],
-            )
+    for row in rows:
+        form = row.id.split("/")[1]
+        assert row.point is not None
+        runners = [
+            _runner(harness, pair, form, int(row.point.at), consumer)
+            for pair in pairs
+            for consumer in consumers(harness.settings, pair)
+        ]
+        harness.measure(row, runners)
