@@ -74,6 +74,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="RATES",
         help="messages/s offered in the suite latency (1000,10000,100000)",
     )
+    for name, suite in (("producers", "mpmc"), ("consumers", "mpmc"), ("readers", "fanout")):
+        parser.add_argument(
+            f"--{name}",
+            type=wholes(1, 32),
+            metavar="COUNTS",
+            help=f"processes in the suite {suite}, for example 1,2,4",
+        )
     parser.add_argument(
         "--codecs",
         type=options.some_of("bytes", "array", "object"),
@@ -109,6 +116,9 @@ def _settings(chosen: argparse.Namespace, cores: tuple[int, int]) -> Settings:
         count=chosen.count,
         sizes=chosen.sizes,
         loads=chosen.loads,
+        producers=chosen.producers,
+        consumers=chosen.consumers,
+        readers=chosen.readers,
         codecs=chosen.codecs,
         receive=chosen.receive,
         wait=chosen.wait,

@@ -2,7 +2,8 @@
 
 A transport is a module (see `Transport`). The harness calls `wire` once, then each of two worker
 processes calls `open_side` and gets an `Endpoint`: what it may send and receive with. Where one sends
-to many (`Spec.readers`), there are several sides b, and each gets everything. The fields of
+to many (`Spec.readers`), there are several sides b, and each gets everything. A transport that is SHARED also
+takes several sides a (`Spec.writers`), and each message then goes to one side b. The fields of
 an endpoint are callables of the library itself wherever possible (`queue.put`, not a wrapper around
 it), because a Python wrapper costs about as much as the fastest of these calls.
 """
@@ -30,6 +31,8 @@ class Spec:
     """A private directory for sockets and the like, removed at the end."""
     readers: int = 1
     """How many sides b there are."""
+    writers: int = 1
+    """How many sides a there are."""
 
 
 def _no_close() -> None:
@@ -82,6 +85,8 @@ class Transport(Protocol):
     """The fork server is quicker for many processes."""
     POLLS: bool
     """Its blocking get never sleeps: it burns a core while it waits."""
+
+    # SHARED: bool, optional: several may put and several get, and each message goes to one of them.
 
     def missing(self) -> str | None:
         """Why it cannot be measured here, or None."""

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from . import machine, native, ours, ours_mpmc, ours_topic, rivals, tcp_raw
+from . import machine, native, ours, ours_crowd, ours_mpmc, ours_topic, rivals, tcp_raw
 from .endpoint import Spec
 from .latencies import Latencies
 from .model import Report, Result, Role, Row
 from .pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
-_ALWAYS = (ours, ours_mpmc, ours_topic, tcp_raw)
+_ALWAYS = (ours, ours_mpmc, ours_crowd, ours_topic, tcp_raw)
 _UNIT_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6}
 
 
@@ -45,6 +45,11 @@ class Settings:
     """Instead of each suite's own sizes."""
     loads: tuple[int, ...] = (1_000, 10_000, 100_000)
     """Offered to an open loop, in messages a second."""
+    producers: tuple[int, ...] | None = None
+    consumers: tuple[int, ...] | None = None
+    """Of the suite mpmc, each with each; None: a few of both."""
+    readers: tuple[int, ...] | None = None
+    """Of the suite fanout."""
     codecs: tuple[str, ...] = ("bytes", "array", "object")
     """Of the suite throughput."""
     receive: tuple[str, ...] = ("view", "copy")
@@ -162,11 +167,16 @@ class Harness:
         in_flight: int,
         both_ways: bool = False,
         readers: int = 1,
+        writers: int = 1,
+        cores: Sequence[int] | None = None,
         among: tuple[ModuleType, ...] = (ours, ours_mpmc, *rivals.ALL),
     ) -> Iterator[list[Pair]]:
-        """A running pair of every transport that is available here; shmq's is the first."""
-        spec = Spec(max_bytes, in_flight, both_ways, str(self.directory), readers)
-        cores = machine.cores_for(self.settings.cores, readers)
+        """A running pair of every transport that is available here; shmq's is the first.
+
+        `cores`: of sides a, then of sides b; else one side a has a core for itself."""
+        spec = Spec(max_bytes, in_flight, both_ways, str(self.directory), readers, writers)
+        if cores is None:
+            cores = machine.cores_for(self.settings.cores, readers)
         with ExitStack() as stack:
             started = []
             for transport in among:

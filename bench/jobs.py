@@ -21,7 +21,7 @@ from .endpoint import Endpoint
 
 BATCH_MESSAGES = 64
 PROGRESS_BYTES = 128
-"""Of each number in the file that `send_apart` and `receive_apart` map."""
+"""Of each number in a file that several processes map: a pair of cache lines."""
 _REST_NS = 200_000
 
 _Call = TypeVar("_Call")
@@ -230,7 +230,7 @@ def receive_loans(end: Endpoint, count: int, size: int) -> list[int]:
 # One to many, one message at a time. A file that all map says how far each is: side a, then each side b.
 
 
-def _progress(path: str) -> memoryview:
+def progress_of(path: str) -> memoryview:
     with open(path, "r+b") as file:
         return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")[:: PROGRESS_BYTES // 8]
 
@@ -241,7 +241,7 @@ def send_apart(end: Endpoint, count: int, size: int, progress: str, asleep: bool
     Not wall time: threads that the library runs beside ours may have the core meanwhile. What they use per
     put is "helpers"; "seconds" is the whole run's."""
     put, data, trips = need(end.put_array), array(size, 1), [0] * count
-    done = _progress(progress)
+    done = progress_of(progress)
     theirs = done[1:]
     begin, helpers = clock(), time.process_time_ns() - time.thread_time_ns()
     for i in range(count):
@@ -259,7 +259,7 @@ def send_apart(end: Endpoint, count: int, size: int, progress: str, asleep: bool
 
 
 def receive_apart(end: Endpoint, count: int, progress: str, asleep: bool, reader: int) -> None:
-    get, done = need(end.get_array), _progress(progress)
+    get, done = need(end.get_array), progress_of(progress)
     for i in range(count):
         while not asleep and done[0] <= i:
             os.sched_yield()  # to the others on this core

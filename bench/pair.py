@@ -27,14 +27,15 @@ class PairFailed(Exception):
 
 
 class Pair:
-    """Side a on `cores[0]`, each side b on one of the others: one, but for a transport of one to many.
+    """Sides a on the first of `cores` (one, but for `Spec.writers`), each side b on one of the others.
 
     A context manager; leaves no process behind."""
 
     def __init__(self, transport: ModuleType, spec: Spec, cores: Sequence[int]) -> None:
         self.name: str = transport.NAME
         self.polls: bool = transport.POLLS
-        self.readers: int = len(cores) - 1
+        self.writers: int = spec.writers
+        self.readers: int = len(cores) - spec.writers
         self.failed: str | None = None
         self._transport = transport
         self._wiring: Any = None
@@ -49,8 +50,8 @@ class Pair:
         except BaseException:
             self.close()
             raise
-        self.calls: tuple[set[str], set[str]] = (calls[0], calls[1])
-        """Names of the Endpoint calls that side a and each side b have."""
+        self.calls: tuple[set[str], set[str]] = (calls[0], calls[-1])
+        """Names of the Endpoint calls that each side a and each side b have."""
 
     def __enter__(self) -> Pair:
         return self
@@ -63,7 +64,7 @@ class Pair:
         context.set_forkserver_preload([worker.__name__, "shmq"])  # for many: imports once, opens nothing
         self._wiring = self._transport.wire(spec)
         for number, core in enumerate(cores):
-            side: Side = "b" if number else "a"
+            side: Side = "a" if number < spec.writers else "b"
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=worker.serve,
@@ -125,16 +126,22 @@ class Pair:
 
     def run_all(self, job_a: Job, jobs_b: Sequence[Job], timeout: float) -> tuple[Any, list[Any]]:
         """The same with a job for each side b. Returns side a's result, and theirs in order."""
+        (result_a,), results_b = self.run_sides([job_a], jobs_b, timeout)
+        return result_a, results_b
+
+    def run_sides(
+        self, jobs_a: Sequence[Job], jobs_b: Sequence[Job], timeout: float
+    ) -> tuple[list[Any], list[Any]]:
+        """The same with a job for each side a, too."""
         if self.failed is not None:
             raise PairFailed(self.failed)
         try:
-            link_a, *links_b = self._links
-            for link, job in zip(links_b, jobs_b, strict=True):
-                link.send(job)
-            for link in links_b:
-                self._answer(link, timeout)
-            link_a.send(job_a)
-            self._answer(link_a, timeout)
+            links_a, links_b = self._links[: self.writers], self._links[self.writers :]
+            for side_links, side_jobs in ((links_b, jobs_b), (links_a, jobs_a)):
+                for link, job in zip(side_links, side_jobs, strict=True):
+                    link.send(job)
+                for link in side_links:
+                    self._answer(link, timeout)
             results: dict[int, Any] = {}
             links = dict(enumerate(self._links))
             deadline = time.monotonic() + timeout
@@ -151,7 +158,8 @@ class Pair:
         except OSError as error:
             self.failed = f"{self.name}: a worker died"
             raise PairFailed(self.failed) from error
-        return results[0], [results[i + 1] for i in range(len(jobs_b))]
+        ordered = [results[i] for i in range(len(results))]
+        return ordered[: self.writers], ordered[self.writers :]
 
     def close(self) -> None:
         """Asks the workers to leave, then makes them."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 from . import tcp_raw
 from .harness import Settings
+from .jobs import PROGRESS_BYTES
 from .model import Role
 from .pair import Pair, PairFailed
+from .shared import number_of
 from .worker import CPU_OF_LAST
 
 CALLS = {
@@ -16,6 +22,10 @@ CALLS = {
     "object": ("put", "get"),
 }
 """Form of traffic -> the calls that side a and side b need for it."""
+SHARED_JOBS = {
+    "time": ("send_shared", "receive_shared"),
+    "check": ("check_send_shared", "check_receive_shared"),
+}
 
 
 def has(pair: Pair, form: str) -> bool:
@@ -68,5 +78,35 @@ def consumers(settings: Settings, pair: Pair) -> list[tuple[str, Role, bool]]:
 
 def cpu_ns(pair: Pair, timeout: float) -> int:
     """Processor time of both processes, threads of the library included, from the last job on until now."""
-    a, b = pair.run_all((CPU_OF_LAST, {}), [(CPU_OF_LAST, {})] * pair.readers, timeout)
-    return int(a) + sum(map(int, b))
+    job: tuple[str, dict[str, Any]] = (CPU_OF_LAST, {})
+    a, b = pair.run_sides([job] * pair.writers, [job] * pair.readers, timeout)
+    return sum(map(int, [*a, *b]))
+
+
+def verify_shared(pair: Pair, size: int, count: int, progress: Path, timeout: float) -> None:
+    """Each side a sends `count` payloads that nobody else sends: each must come to one side b, once."""
+    _, found = run_shared(pair, "check", count, size, progress, timeout)
+    seen = Counter(number for side in found for number in side)
+    sent = {number_of(writer, i) for writer in range(pair.writers) for i in range(count)}
+    lost, twice = len(sent - seen.keys()), sum(seen[number] > 1 for number in sent)
+    foreign = sum(times for number, times in seen.items() if number not in sent)
+    if lost or twice or foreign:
+        raise PairFailed(
+            f"{pair.name}: of {len(sent)} payloads {lost} did not come as sent, {twice} came more than once, "
+            f"{foreign} came that nobody sent"
+        )
+
+
+def run_shared(
+    pair: Pair, job: str, count: int, size: int, progress: Path, timeout: float
+) -> tuple[list[Any], list[Any]]:
+    """`job`: "time" or "check". Each side a sends `count` messages. Returns the results of both sides."""
+    progress.write_bytes(bytes(PROGRESS_BYTES * pair.readers))
+    send, receive = SHARED_JOBS[job]
+    common = {"size": size, "progress": str(progress)}
+    ends = {"total": count * pair.writers, "readers": pair.readers}
+    return pair.run_sides(
+        [(send, {**common, **ends, "count": count, "writer": i}) for i in range(pair.writers)],
+        [(receive, {**common, "reader": i}) for i in range(pair.readers)],
+        timeout,
+    )

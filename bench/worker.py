@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from . import checks, jobs, objects, schedule
+from . import checks, jobs, objects, schedule, shared
 from .endpoint import Side, Spec
 
 CPU_OF_LAST = "cpu_of_last"
 """Instead of a job: the processor time of this process since the last one began."""
-_JOBS = {name: job for of in (jobs, checks, objects, schedule) for name, job in vars(of).items()}
+_JOBS = {name: job for of in (jobs, checks, objects, schedule, shared) for name, job in vars(of).items()}
 
 
 def pin(core: int) -> None:

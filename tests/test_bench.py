@@ -16,8 +16,9 @@ from bench.pair import PairFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
-    *("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Pipe"),
+    *("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Queue"),
     *("--loads", "2000", "--sizes", "64,4KiB"),
+    *("--producers", "1,2", "--consumers", "2", "--readers", "2"),
 )
 
 

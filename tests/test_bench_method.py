@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from bench import latencies, options, schedule
+from bench import jobs, latencies, options, schedule, shared, work
 from bench.endpoint import Endpoint
 from bench.harness import Harness, Runner, Sample, Settings
 from bench.latencies import Latencies
 from bench.model import Point, Report, Row
-from bench.suites import open_loop
+from bench.pair import PairFailed
+from bench.suites import mpmc, open_loop
 
 GAP_NS = 100_000
 RATE = 1e9 / GAP_NS
@@ -229,6 +230,84 @@ def test_a_count_that_was_asked_for_is_the_count(tmp_path: Any) -> None:
     row = Row("s/r", "s", "a row", "us", "lower")
     harness(tmp_path, count=1000).measure(row, [Runner("shmq", "shmq", run, step=64)])
     assert counts == [960] * 3
+
+
+class Crowd:
+    """Two producers of three messages, two consumers, and what these say they got."""
+
+    name, writers, readers = "crowd", 2, 2
+
+    def __init__(self, *found: list[int]) -> None:
+        self.found = list(found)
+
+    def run_sides(self, jobs_a: list[Any], jobs_b: list[Any], timeout: float) -> Any:
+        assert [arguments["writer"] for _, arguments in jobs_a] == [0, 1]
+        assert [arguments["reader"] for _, arguments in jobs_b] == [0, 1]
+        assert all(arguments["total"] == 6 for _, arguments in jobs_a)
+        return [None, None], self.found
+
+
+FIRST, SECOND = ([shared.number_of(writer, i) for i in range(3)] for writer in range(2))
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ((FIRST, SECOND), None),
+        ((FIRST + SECOND, []), None),
+        ((SECOND[:1] + FIRST[:2], FIRST[2:] + SECOND[1:]), None),
+        ((FIRST[1:], SECOND), "1 did not come"),
+        ((FIRST, SECOND + FIRST[:1]), "1 came more than once"),
+        ((FIRST, [*SECOND[1:], -1]), "1 did not come as sent, 0 came more than once, 1 came that nobody"),
+        ((FIRST, [*SECOND, shared.number_of(0, 3)]), "1 came that nobody sent"),
+    ],
+)
+def test_the_ledger_of_a_crowd(tmp_path: Any, found: Any, says: str | None) -> None:
+    pair: Any = Crowd(*found)
+    if says is None:
+        work.verify_shared(pair, 64, 3, tmp_path / "progress", 1.0)
+    else:
+        with pytest.raises(PairFailed, match=says):
+            work.verify_shared(pair, 64, 3, tmp_path / "progress", 1.0)
+
+
+def test_each_consumer_gets_its_last_message_when_all_have_arrived(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consumers are behind: they take what lies there only while the producer waits."""
+    progress = tmp_path / "progress"
+    progress.write_bytes(bytes(2 * jobs.PROGRESS_BYTES))
+    queue: deque[bytes] = deque()
+    counts = jobs.progress_of(str(progress))
+    kept = []
+
+    def others_run(seconds: float) -> None:
+        kept.append(queue.popleft())
+        counts[len(kept) % 2] += 1
+
+    monkeypatch.setattr(shared.time, "sleep", others_run)
+    end = Endpoint(put=queue.append, get=queue.popleft)
+    shared.check_send_shared(end, 4, 64, 0, str(progress), total=4, readers=2)
+    assert len(queue) == 2, "nothing but the two last ones is left"
+    assert [int.from_bytes(data[:8], "little") for data in kept] == list(range(4))
+    for reader in range(2):
+        assert shared.check_receive_shared(end, 64, reader, str(progress)) == []
+    assert not queue
+
+
+def test_producers_and_consumers_are_spread_from_opposite_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = {(0, 1): [0, 1], (0, 2): [0, 2, 1, 3]}
+    monkeypatch.setattr(mpmc.machine, "cores_for", lambda pair, _: cores[pair])
+    assert mpmc.cores_of((0, 1), 2, 2) == (0, 1, 1, 0)
+    assert mpmc.cores_of((0, 1), 1, 4) == (0, 1, 0, 1, 0)
+    assert mpmc.cores_of((0, 2), 2, 2) == (0, 2, 3, 1)
+    assert mpmc.cores_of((-1, -1), 2, 1) == (-1, -1, -1)
+
+
+def test_the_sweep_of_producers_and_consumers(tmp_path: Any) -> None:
+    settings = harness(tmp_path, producers=(2,), consumers=(1, 3)).settings
+    assert mpmc.sweep(settings) == [(2, 1), (2, 3)]
+    assert (4, 4) in mpmc.sweep(harness(tmp_path).settings)
 
 
 @pytest.mark.parametrize(

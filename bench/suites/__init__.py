@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import core, fanout, floors, handover, idle, latency, local, tensor, throughput
+from . import core, fanout, floors, handover, idle, latency, local, mpmc, tensor, throughput
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
@@ -19,5 +19,6 @@ ALL: dict[str, ModuleType] = {
     "tensor": tensor,
     "handover": handover,
     "fanout": fanout,
+    "mpmc": mpmc,
     "idle": idle,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .. import machine, ours_topic
 from ..harness import Harness, Runner, Sample, Settings
 from ..jobs import PROGRESS_BYTES
-from ..model import Role, Row
+from ..model import Point, Role, Row
 from ..pair import Pair
 from ..rivals import iceoryx, pyzmq_pub
 from ..work import has, one_way_seconds, role, verify
@@ -24,13 +24,18 @@ AMONG = (ours_topic, iceoryx, pyzmq_pub)
 def rows(settings: Settings) -> list[Row]:
     def cost(readers: int) -> Row:
         title = f"publisher's processor time for 1 MiB (p50), {_subscribers(settings, readers)}"
-        return Row(f"fanout/1MiB/{readers}", "fanout", title, "us", "lower")
+        where = Point("publisher's processor time against subscribers, 1 MiB (p50)", "subscribers", readers)
+        return Row(f"fanout/1MiB/{readers}", "fanout", title, "us", "lower", point=where)
 
     def rate(readers: int) -> Row:
         title = f"64 B, published per second, {_subscribers(settings, readers)}"
-        return Row(f"fanout/64B/{readers}", "fanout", title, "M/s", "higher")
+        where = Point("published per second against subscribers, 64 B", "subscribers", readers)
+        return Row(f"fanout/64B/{readers}", "fanout", title, "M/s", "higher", point=where)
 
-    return [*map(cost, _READERS["1MiB"]), *map(rate, _READERS["64B"])]
+    return [
+        *map(cost, settings.readers or _READERS["1MiB"]),
+        *map(rate, settings.readers or _READERS["64B"]),
+    ]
 
 
 def _subscribers(settings: Settings, readers: int) -> str:

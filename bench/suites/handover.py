@@ -12,12 +12,13 @@ from typing import Any
 from .. import ours
 from ..harness import Harness, Runner, Sample, Settings, tails
 from ..jobs import quantiles
-from ..model import Budget, Row
+from ..model import Budget, Point, Row
+from ..options import label
 from ..pair import Pair
 from ..rivals import iceoryx
 from ..work import has, role, verify
 
-_SIZES = {"1MiB": 1 << 20, "16MiB": 16 << 20, "256MiB": 256 << 20, "1GiB": 1 << 30}
+_SIZES = (1 << 20, 16 << 20, 256 << 20, 1 << 30)
 _BUDGET = Budget("<= 10 us, whatever the size", 10.0, "value")
 _CHECK_AT_MOST = 16 << 20
 
@@ -25,14 +26,15 @@ _CHECK_AT_MOST = 16 << 20
 def rows(settings: Settings) -> list[Row]:
     return [
         Row(
-            id=f"handover/{label}",
+            id=f"handover/{label(size)}",
             suite="handover",
-            title=f"hand-over of a loaned tensor of {label} (p50)",
+            title=f"hand-over of a loaned tensor of {label(size)} (p50)",
             unit="us",
             better="lower",
             budget=_BUDGET,
+            point=Point("hand-over of a loaned tensor against size (p50)", "bytes", size),
         )
-        for label in _SIZES
+        for size in settings.payloads(_SIZES)
     ]
 
 
@@ -69,7 +71,8 @@ def _room_bytes() -> int:
 def run(harness: Harness, rows: list[Row]) -> None:
     """A pair of its own for each size: what is reserved for 1 GiB is slow to set up."""
     for row in rows:
-        size = _SIZES[row.id.split("/")[1]]
+        assert row.point is not None
+        size = int(row.point.at)
         if size > harness.settings.max_bytes:
             harness.skip(row, "larger than --max-mib")
         elif size > _room_bytes():
