@@ -267,23 +267,6 @@ def receive_apart(end: Endpoint, count: int, progress: str, asleep: bool, reader
         done[1 + reader] = i + 1
 
 
-# Idleness.
-
-
-def wait_idle(end: Endpoint) -> float:
-    """Processor time per wall time while a get waits for the one message that will come."""
-    get = need(end.get)
-    begin_cpu, begin = time.process_time_ns(), clock()
-    get()
-    return (time.process_time_ns() - begin_cpu) / (clock() - begin)
-
-
-def put_after(end: Endpoint, seconds: float, size: int) -> None:
-    put = need(end.put)
-    time.sleep(seconds)
-    put(message(size, 1))
-
-
 def float32_at(address: int, nbytes: int) -> Any:
     """A float32 array over foreign memory (for libraries that hand out bare addresses)."""
     memory: Any = (ctypes.c_char * nbytes).from_address(address)

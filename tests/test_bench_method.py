@@ -16,7 +16,7 @@ from bench.harness import Harness, Runner, Sample, Settings
 from bench.latencies import Latencies
 from bench.model import Point, Report, Row
 from bench.pair import PairFailed
-from bench.suites import mpmc, open_loop
+from bench.suites import mpmc, open_loop, wait
 
 GAP_NS = 100_000
 RATE = 1e9 / GAP_NS
@@ -230,6 +230,12 @@ def test_a_count_that_was_asked_for_is_the_count(tmp_path: Any) -> None:
     row = Row("s/r", "s", "a row", "us", "lower")
     harness(tmp_path, count=1000).measure(row, [Runner("shmq", "shmq", run, step=64)])
     assert counts == [960] * 3
+
+
+def test_what_a_message_cost_at_a_low_rate() -> None:
+    sample = wait._cost(50_000_000, 1000)  # 50 ms of processor time for the 1,000 messages of one second
+    assert sample.value == pytest.approx(50)
+    assert sample.extras["share of a core [%]"] == pytest.approx(5)
 
 
 class Crowd:

@@ -3,6 +3,8 @@
  *   floors cacheline N A B        one cache line there and back, both sides spinning
  *   floors futex N A B            a futex round trip, both sides going to sleep each time
  *   floors parked N GAP_US A B    the same with GAP_US of idleness before each hop (both hops summed)
+ *   floors wake N GAP_US A B      one hop of it: B has slept GAP_US when A wakes it
+ *   floors touch N PAGES A        the first write to each of PAGES pages of fresh shared memory, N times
  *   floors ring N A B             the least SPSC ring: 64-byte slots, cached remote cursor
  *   floors memcpy N BYTES K A     copies from one private buffer into K warm shared ones in turn
  *   floors mutex N P C A B        a ring of 128-byte slots under a process-shared mutex, P producers, C consumers
@@ -96,6 +98,55 @@ static void futex(unsigned count, unsigned gap_us, int core_a, int core_b)
     }
     join_side_b(pid);
     print_round_trips(there, back, count);
+}
+
+/* B answers without a wake-up, so that A is never asleep: only B's waking is in the figure. */
+static void wake(unsigned count, unsigned gap_us, int core_a, int core_b)
+{
+    struct words *words = shared_memory(sizeof *words);
+    struct hop *hops = shared_memory(count * sizeof *hops);
+    pid_t pid = fork_side_b(core_a, core_b);
+    if (pid == 0) {
+        for (unsigned i = 0; i < count; i++) {
+            futex_wait(&words->ping, i + 1);
+            hops[i].got_ns = now_ns();
+            atomic_store_explicit(&words->pong, i + 1, memory_order_release);
+        }
+        _exit(0);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        idle(gap_us);
+        hops[i].sent_ns = now_ns();
+        futex_wake(&words->ping, i + 1);
+        while (atomic_load_explicit(&words->pong, memory_order_acquire) != i + 1)
+            sched_yield(); /* where both share a core */
+    }
+    join_side_b(pid);
+    print_hops(hops, count);
+}
+
+/* Memory of tmpfs, as shmq's: zeroed and mapped when it is touched. */
+static void touch(uint64_t count, size_t pages, int core_a)
+{
+    pin(core_a);
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    uint64_t elapsed_ns = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        int fd = memfd_create("bench", MFD_CLOEXEC);
+        if (fd < 0 || ftruncate(fd, (off_t)(pages * page_bytes)) != 0)
+            die("memory");
+        volatile unsigned char *memory =
+            mmap(NULL, pages * page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (memory == MAP_FAILED)
+            die("mmap");
+        uint64_t start_ns = now_ns();
+        for (size_t page = 0; page < pages; page++)
+            memory[page * page_bytes] = 1;
+        elapsed_ns += now_ns() - start_ns;
+        munmap((void *)memory, pages * page_bytes);
+        close(fd);
+    }
+    printf("{\"ns\": %.2f}\n", (double)elapsed_ns / (double)count / (double)pages);
 }
 
 /* Lamport's ring with the remote cursor cached (the idea of rigtorp/SPSCQueue), and nothing more:
@@ -268,6 +319,10 @@ int main(int argc, char **argv)
         futex((unsigned)count, 0, atoi(argv[3]), atoi(argv[4]));
     else if (strcmp(verb, "parked") == 0 && argc == 6)
         futex((unsigned)count, (unsigned)number(argv[3]), atoi(argv[4]), atoi(argv[5]));
+    else if (strcmp(verb, "wake") == 0 && argc == 6)
+        wake((unsigned)count, (unsigned)number(argv[3]), atoi(argv[4]), atoi(argv[5]));
+    else if (strcmp(verb, "touch") == 0 && argc == 5)
+        touch(count, number(argv[3]), atoi(argv[4]));
     else if (strcmp(verb, "ring") == 0 && argc == 5)
         ring(count, atoi(argv[3]), atoi(argv[4]));
     else if (strcmp(verb, "memcpy") == 0 && argc == 6)

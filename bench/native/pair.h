@@ -109,6 +109,26 @@ struct hop {
     uint64_t sent_ns, got_ns;
 };
 
+/* Nanoseconds; sorts them. */
+static inline void print_quantiles(uint64_t *samples, size_t count)
+{
+    printf("{\"p50\": %llu, \"p99\": %llu, \"p99.9\": %llu}\n",
+           (unsigned long long)quantile(samples, count, 0.50),
+           (unsigned long long)quantile(samples, count, 0.99),
+           (unsigned long long)quantile(samples, count, 0.999));
+}
+
+static inline void print_hops(const struct hop *hops, size_t count)
+{
+    uint64_t *times = malloc(count * sizeof *times);
+    if (times == NULL)
+        die("malloc");
+    for (size_t i = 0; i < count; i++)
+        times[i] = hops[i].got_ns - hops[i].sent_ns;
+    print_quantiles(times, count);
+    free(times);
+}
+
 /* Nanoseconds. A round trip is its two hops; whatever the sides did between them is left out. */
 static inline void print_round_trips(const struct hop *there, const struct hop *back, size_t count)
 {
@@ -117,10 +137,7 @@ static inline void print_round_trips(const struct hop *there, const struct hop *
         die("malloc");
     for (size_t i = 0; i < count; i++)
         trips[i] = there[i].got_ns - there[i].sent_ns + back[i].got_ns - back[i].sent_ns;
-    printf("{\"p50\": %llu, \"p99\": %llu, \"p99.9\": %llu}\n",
-           (unsigned long long)quantile(trips, count, 0.50),
-           (unsigned long long)quantile(trips, count, 0.99),
-           (unsigned long long)quantile(trips, count, 0.999));
+    print_quantiles(trips, count);
     free(trips);
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import core, fanout, floors, handover, idle, latency, local, mpmc, tensor, throughput
+from . import core, fanout, floors, handover, latency, local, mpmc, tensor, throughput, wait
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
@@ -20,5 +20,5 @@ ALL: dict[str, ModuleType] = {
     "handover": handover,
     "fanout": fanout,
     "mpmc": mpmc,
-    "idle": idle,
+    "wait": wait,
 }

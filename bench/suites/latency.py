@@ -7,6 +7,7 @@ put to after the get, with the idling left out. The raw futex does exactly the s
 
 from __future__ import annotations
 
+from .. import tcp_raw
 from ..harness import Harness, Runner, Sample, Settings, tails
 from ..jobs import quantiles
 from ..model import Budget, Point, Row
@@ -146,7 +147,9 @@ def _run_sizes(harness: Harness, rows: list[Row]) -> None:
     with harness.pairs(max(within), in_flight=4, both_ways=True) as pairs:
         for row in rows:
             size = sizes[row.id]
-            if size in within:
-                harness.measure(row, [_spinning(harness, pair, size) for pair in pairs if has(pair, "one")])
-            else:
+            if size not in within:
                 harness.skip(row, "larger than --max-mib")
+                continue
+            with harness.pairs(size, in_flight=1, both_ways=True, among=(tcp_raw,)) as tcp:
+                able = [pair for pair in [*pairs, *tcp] if has(pair, "one")]
+                harness.measure(row, [_spinning(harness, pair, size) for pair in able])
