@@ -7,6 +7,7 @@ way at a time.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from .. import latencies
@@ -54,9 +55,15 @@ def summary(load: int, ns: list[int], took_ns: int) -> Sample:
         "carried [1/s]": carried,
         "power [M/s^2]": latencies.power(carried, found.mean) / 1e6,
     }
-    slow = carried < _KEEPS_UP * load
+    slow = carried < _KEEPS_UP * load and _grows(ns)
     note = "cannot keep up with the load: its latency grows as long as the run lasts" if slow else ""
     return Sample(found.at(50) / 1e3, took_ns / 1e9, extras, found, note)
+
+
+def _grows(ns: list[int]) -> bool:
+    """From the first quarter of the messages to the last; a single hiccup does not count."""
+    quarter = len(ns) // 4 + 1
+    return median(ns[-quarter:]) > 2 * median(ns[:quarter])
 
 
 def _runner(harness: Harness, pair: Pair, form: str, load: int, consumer: tuple[str, Role, bool]) -> Runner:
