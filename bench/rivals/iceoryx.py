@@ -114,9 +114,12 @@ def open_side(spec: Spec, wiring: Any, side: Side) -> Endpoint:
             sample = get_sample()
             return string_at(sample.payload_ptr, sample.header.number_of_elements)
 
+        def view(sample: Any) -> Any:
+            return float32_at(sample.payload_ptr, sample.header.number_of_elements)
+
         def as_array(sample: Any) -> Any:
-            return float32_at(sample.payload_ptr, sample.header.number_of_elements).copy()
+            return view(sample).copy()
 
         end.get, end.get_array, end.get_polling = get, get_sample, get_sample
-        end.as_array = as_array
+        end.as_array, end.view = as_array, view
     return end
