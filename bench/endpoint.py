@@ -17,6 +17,10 @@ from typing import Any, Literal, Protocol
 Side = Literal["a", "b"]
 
 
+class Unsuited(Exception):
+    """Raised by `wire`: the transport is here but cannot carry what the spec asks for. The text says why."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a pair of endpoints must be able to carry; pickled to both workers."""
@@ -92,7 +96,9 @@ class Transport(Protocol):
         """Why it cannot be measured here, or None."""
 
     def wire(self, spec: Spec) -> Any:
-        """Makes what both sides must share; runs in the harness; is pickled while spawning."""
+        """Makes what both sides must share; runs in the harness; is pickled while spawning.
+
+        Raises `Unsuited` before it makes anything, for example where the payloads are too large for it."""
 
     def unwire(self, wiring: Any) -> None:
         """Takes it down again, after both workers have gone."""

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Protocol
 
 from . import machine, native, ours, ours_crowd, ours_mpmc, ours_topic, rivals, tcp_raw
-from .endpoint import Spec
+from .endpoint import Spec, Unsuited
 from .latencies import Latencies
 from .model import Report, Result, Role, Row
 from .pair import Pair, PairFailed
@@ -187,6 +187,8 @@ class Harness:
                     self.progress(f"starting {transport.NAME}")
                     try:
                         started.append(stack.enter_context(Pair(transport, spec, cores)))
+                    except Unsuited as error:
+                        reason = f"not in every row: {error}"
                     except Exception as error:
                         reason = f"did not start: {_last_line(error)}"
                 if reason is not None:

@@ -22,9 +22,12 @@ PACKAGES = (
     "torch",
     "cffi",
     "msgspec",
+    "posix-ipc",
     "pyzmq",
+    "pynng",
     "faster-fifo",
     "iceoryx2",
+    "eclipse-zenoh",
     "mpi4py",
 )
 _CLOCKS = "/sys/devices/system/clocksource"

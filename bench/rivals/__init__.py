@@ -9,6 +9,34 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import fasterfifo, iceoryx, mp_pipe, mp_queue, mpi, pyzmq
+from . import (
+    fasterfifo,
+    iceoryx,
+    mp_pipe,
+    mp_queue,
+    mp_simple,
+    mpi,
+    nng_pair,
+    posix_mq,
+    pyzmq,
+    pyzmq_tcp,
+    torch_queue,
+    unix_socket,
+    zenoh_shm,
+)
 
-ALL: tuple[ModuleType, ...] = (mp_queue, mp_pipe, pyzmq, fasterfifo, iceoryx, mpi)
+ALL: tuple[ModuleType, ...] = (
+    mp_queue,
+    mp_simple,
+    mp_pipe,
+    torch_queue,
+    pyzmq,
+    pyzmq_tcp,
+    nng_pair,
+    fasterfifo,
+    iceoryx,
+    zenoh_shm,
+    mpi,
+    posix_mq,
+    unix_socket,
+)

@@ -34,13 +34,20 @@ def unwire(wiring: Any) -> None:
 
 
 def open_side(spec: Spec, wiring: Any, side: Side) -> Endpoint:
+    out_url, back_url = wiring if side == "a" else reversed(wiring)
+    return open_sockets(spec, out_url, back_url)
+
+
+def open_sockets(spec: Spec, out_url: str, back_url: str, out_listener: int | None = None) -> Endpoint:
+    """`out_listener`: the descriptor of a socket that already listens where `out_url` says."""
     zmq = importlib.import_module("zmq")
     context = zmq.Context()
-    out_url, back_url = wiring if side == "a" else reversed(wiring)
     out, back = context.socket(zmq.PUSH), context.socket(zmq.PULL)
     for socket in (out, back):
         socket.setsockopt(zmq.LINGER, 0)
         socket.set_hwm(spec.in_flight)
+    if out_listener is not None:
+        out.setsockopt(zmq.USE_FD, out_listener)
     out.bind(out_url)
     back.connect(back_url)
 

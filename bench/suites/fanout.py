@@ -12,13 +12,13 @@ from ..harness import Harness, Runner, Sample, Settings
 from ..jobs import PROGRESS_BYTES
 from ..model import Point, Role, Row
 from ..pair import Pair
-from ..rivals import iceoryx, pyzmq_pub
+from ..rivals import iceoryx, pyzmq_pub, zenoh_shm
 from ..work import has, one_way_seconds, role, verify
 
 _SIZES = {"1MiB": 1 << 20, "64B": 64}
 _READERS = {"1MiB": (1, 2, 4, 8), "64B": (1, 2, 4)}
 _IN_FLIGHT = {"1MiB": 1, "64B": 1024}
-AMONG = (ours_topic, iceoryx, pyzmq_pub)
+AMONG = (ours_topic, iceoryx, zenoh_shm, pyzmq_pub)
 
 
 def rows(settings: Settings) -> list[Row]:
