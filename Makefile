@@ -44,6 +44,7 @@ tsan: $(VENV)/built
 	$(PY) tests/sanitize.py tsan
 
 bench: $(VENV)/built
+	$(PY) -m pip install -q -e '.[bench]'
 	$(PY) -m bench
 
 clean:
