@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ LAUNCH = "spawn"
 POLLS = True
 
 _SLOTS = 1024
+_PAUSE_S = 0.001
 
 
 def missing() -> str | None:
@@ -95,6 +97,10 @@ def open_side(spec: Spec, wiring: Any, side: Side) -> Endpoint:
         end.put, end.put_array, end.loan = put, put_array, loan
     if side == "b" or spec.both_ways:
         subscriber = back_service.subscriber_builder().create()
+        # A publisher waits for room with subscribers that have looked once; with others it drops.
+        while back_service.dynamic_config.number_of_publishers == 0:
+            time.sleep(_PAUSE_S)
+        subscriber.has_samples()
         receive, string_at, sched_yield = subscriber.receive, ctypes.string_at, os.sched_yield
 
         def get_sample() -> Any:
