@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 # Before numpy comes in, here and in the workers: one thread each, nothing runs beside the two.
@@ -17,9 +16,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 from . import machine, options, report, rivals, suites  # noqa: E402
-from .harness import Harness, Progress, Settings, left_in_dev_shm  # noqa: E402
+from .harness import Harness, Settings, left_in_dev_shm  # noqa: E402
 from .model import Report, Row  # noqa: E402
 from .options import whole, wholes  # noqa: E402
+from .progress import bar  # noqa: E402
 from .suites import fanout  # noqa: E402
 
 
@@ -133,18 +133,6 @@ def _planned(settings: Settings) -> dict[str, list[Row]]:
     }
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """One changing line on a terminal's stderr; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda text: status.update(text)
-
-
 def run(settings: Settings, warnings: list[str]) -> Report:
     """The whole run. What it makes lies in one private directory, or is unlinked at the end."""
     before = frozenset(os.listdir("/dev/shm"))
@@ -154,14 +142,16 @@ def run(settings: Settings, warnings: list[str]) -> Report:
         "only": sorted(settings.only),
         "rivals": None if settings.rivals is None else sorted(settings.rivals),
     }
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory, _progress() as progress:
+    made.settings["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+    started, planned = time.monotonic(), _planned(settings)
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, bar(made, planned) as progress:
         harness = Harness(settings, made, Path(directory), progress)
         made.noise["at the start"] = machine.noise(settings.cores[0])
-        for name, rows in _planned(settings).items():
+        for name, rows in planned.items():
             suites.ALL[name].run(harness, rows)
         made.noise["at the end"] = machine.noise(settings.cores[0])
     made.settings["took_s"] = round(time.monotonic() - started, 1)
+    made.warnings += machine.noise_warnings(made.machine["load_average"][0], made.noise)
     if left := left_in_dev_shm(before):
         made.warnings.append(f"left in /dev/shm (by this run or another program): {left}")
     return made

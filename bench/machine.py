@@ -33,6 +33,10 @@ PACKAGES = (
 _CLOCKS = "/sys/devices/system/clocksource"
 _LOOP = 200_000
 _LOOPS = 40
+_NOISY_PERCENT = 5.0
+"""A quiet machine's p90 of the loop lies within 1 or 2 % of its median."""
+_LOAD = 0.5
+"""Load average that this program itself does not reach before it starts."""
 
 
 def _first_line(path: str, default: str = "") -> str:
@@ -79,13 +83,41 @@ def _compiler() -> str:
     return said.stdout.splitlines()[0] if said.stdout else compiler
 
 
+def _governor(virtual: str) -> str:
+    """Who sets the clock rate of the cores that the run may use: the kernel's policy, or nobody here."""
+    paths = (
+        f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor" for core in os.sched_getaffinity(0)
+    )
+    found = sorted({name for path in paths if (name := _first_line(path))})
+    hidden = "none shown" if virtual == "none" else "none shown: the hypervisor decides"
+    return " and ".join(found) or hidden
+
+
+def _smt() -> str:
+    """Whether two hardware threads share a core, as far as the kernel sees."""
+    return {"0": "off", "1": "on"}.get(_first_line("/sys/devices/system/cpu/smt/active"), "unknown")
+
+
+def _sockets() -> int:
+    return len({_core_place(core)[0] for core in os.sched_getaffinity(0)})
+
+
+def _numa_nodes() -> int:
+    return max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))))
+
+
 def describe() -> dict[str, Any]:
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    virtual = _virtual()
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_cores": len(os.sched_getaffinity(0)),
-        "virtual": _virtual(),
+        "sockets": _sockets(),
+        "numa_nodes": _numa_nodes(),
+        "smt": _smt(),
+        "governor": _governor(virtual),
+        "virtual": virtual,
         "kernel": platform.release(),
         "memory_bytes": memory,
         "dev_shm_free_bytes": shutil.disk_usage("/dev/shm").free,
@@ -151,3 +183,20 @@ def noise(core: int) -> dict[str, float]:
         "spread_percent": 100 * (max(times) - min(times)) / middle,
         "p90_percent": 100 * (sorted(times)[int(_LOOPS * 0.9)] - middle) / middle,
     }
+
+
+def noise_warnings(load_average: float, measured: dict[str, dict[str, float]]) -> list[str]:
+    """What a noisy machine means for the figures, one line for each sign of it."""
+    found = []
+    if load_average > _LOAD:
+        found.append(
+            f"load average {load_average:.2f} at the start: other programs run here, or ran a minute ago; "
+            "they share the cores and caches with what is measured, so stop them and measure again"
+        )
+    for when, loop in measured.items():
+        if loop["p90_percent"] > _NOISY_PERCENT:
+            found.append(
+                f"noisy {when}: 1 in 10 runs of a fixed loop took over {loop['p90_percent']:.0f} % longer "
+                "than the median; only ratios within this run mean anything, p99 and above are the machine's"
+            )
+    return found

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 from .model import Ratio, Report, Result, Row
@@ -18,21 +21,29 @@ def number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     if 0 < value < 0.1:
-        return f"{value:.4f}"
+        return f"{value:.{2 - math.floor(math.log10(value))}f}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _times(ratio: Ratio | None) -> str:
+def spread(result: Result) -> str:
+    return f"{number(min(result.samples))}-{number(max(result.samples))}"
+
+
+def times(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
     return f"{number(ratio.median)} x ({number(ratio.low)}-{number(ratio.high)})"
 
 
-def _also(row: Row, result: Result) -> str:
-    parts = []
-    for name, values in result.extras.items():
-        middle = sorted(values)[len(values) // 2]
-        parts.append(f"{name} {number(middle)}")
+def extra(name: str, values: list[float]) -> str:
+    """A further figure. It is in the row's unit, unless its name says another: "power [M/s per us]"."""
+    value = number(median(values))
+    other = re.fullmatch(r"(.+?) *\[(.+)\]", name)
+    return f"{other[1]} {value} {other[2]}" if other else f"{name} {value}"
+
+
+def also(row: Row, result: Result) -> str:
+    parts = [extra(name, values) for name, values in result.extras.items() if values]
     if result.note:
         parts.append(result.note)
     if result.samples and result is row.best_rival:
@@ -49,13 +60,12 @@ def _lines(row: Row) -> Iterable[tuple[str, ...]]:
         if result.failed is not None:
             yield result.name, "failed", "", "", result.failed
         elif result.samples:
-            spread = f"{number(min(result.samples))}-{number(max(result.samples))}"
             yield (
                 result.name,
                 number(result.median),
-                spread,
-                _times(row.ratio(result)),
-                _also(row, result),
+                spread(result),
+                times(row.ratio(result)),
+                also(row, result),
             )
 
 
@@ -71,31 +81,66 @@ def verdict_text(row: Row) -> str:
     return f"{text}{number(verdict.measured)}, {word}{doubt}"
 
 
-def _machine_lines(report: Report) -> Iterable[str]:
-    m, s = report.machine, report.settings
-    build = "with" if m["python_optimized_build"] else "without"
-    yield f"{m['cpu']}, {m['cpu_cores']} cores, in a VM: {m['virtual']}, Linux {m['kernel']}"
-    yield f"Python {m['python']} (built {build} --enable-optimizations), {m['compiler']}"
-    yield ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    pinned = "not pinned" if s["cores"][0] < 0 else f"pinned to cores {s['cores']}"
-    yield (
-        f"{pinned}; {s['repetitions']} repetitions of about {s['target_s']:g} s, interleaved; "
-        f"load average at the start {m['load_average'][0]:.2f}"
-    )
+def standing(row: Row) -> str | None:
+    """Where shmq stands against the best rival: "ahead" or "LOST", by the median; None: nobody to lose to."""
+    ratio = row.ratio(row.best_rival)
+    if ratio is None:
+        return None
+    sign = 1 if row.better == "higher" else -1
+    says = [sign * value >= sign for value in (ratio.median, ratio.low, ratio.high)]
+    return ("ahead" if says[0] else "LOST") + ("" if len(set(says)) == 1 else ", not in every repetition")
+
+
+def pinning(report: Report) -> str:
+    cores = report.settings["cores"]
+    return "not pinned" if cores[0] < 0 else f"pinned to cores {cores[0]} and {cores[1]}"
+
+
+def _several(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def cores(report: Report) -> str:
+    m = report.machine
+    where = f"{_several(m['sockets'], 'socket')}, {_several(m['numa_nodes'], 'NUMA node')}, SMT {m['smt']}"
+    return f"{_several(m['cpu_cores'], 'core')} ({where})"
+
+
+def noise_lines(report: Report) -> Iterable[str]:
     for when, noise in report.noise.items():
         yield (
             f"noise {when}: a fixed loop of {noise['loop_median_ms']:.2f} ms strays by "
             f"{noise['spread_percent']:.0f} % (9 of 10 within {noise['p90_percent']:.0f} %)"
         )
+
+
+def _machine_lines(report: Report) -> Iterable[str]:
+    m, s = report.machine, report.settings
+    build = "with" if m["python_optimized_build"] else "without"
+    yield f"{m['cpu']}, {cores(report)}, in a VM: {m['virtual']}, Linux {m['kernel']}"
+    yield f"governor: {m['governor']}"
+    yield f"Python {m['python']} (built {build} --enable-optimizations), {m['compiler']}"
+    yield ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    yield (
+        f"{pinning(report)}; {s['repetitions']} repetitions of about {s['target_s']:g} s, interleaved; "
+        f"load average at the start {m['load_average'][0]:.2f}"
+    )
+    yield from noise_lines(report)
     yield from (f"warning: {text}" for text in report.warnings)
     yield from (f"not measured: {name}: {why}" for name, why in report.absent.items())
 
 
-def _summary(report: Report) -> Iterable[str]:
+def summary(report: Report) -> Iterable[str]:
+    """The run in one or two sentences: budgets, and the rows that were lost."""
     judged = [(row, v) for row in report.rows if (v := row.verdict()) and v.reached is not None]
     if judged:
         reached = sum(bool(v.reached) for _, v in judged)
         yield f"{reached} of {len(judged)} budgets reached"
+    stands = {row.id: where for row in report.rows if (where := standing(row))}
+    lost = [name for name, where in stands.items() if where.startswith("LOST")]
+    if stands:
+        which = f"; LOST: {', '.join(lost)}" if lost else ""
+        yield f"ahead of the best rival in {len(stands) - len(lost)} of {len(stands)} rows{which}"
 
 
 def plain(report: Report, out: TextIO) -> None:
@@ -119,7 +164,7 @@ def plain(report: Report, out: TextIO) -> None:
         if row.budget is not None:
             print(f"  {verdict_text(row)}", file=out)
     print(file=out)
-    for line in _summary(report):
+    for line in summary(report):
         print(line, file=out)
 
 
@@ -130,7 +175,7 @@ def _rich(report: Report) -> None:
 
     console = Console(highlight=False)
     for line in _machine_lines(report):
-        console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"))
+        console.print(Text(line, style="bold yellow" if line.startswith("warning") else "dim"))
     for row in report.rows:
         table = Table(title=Text(f"{row.id}: {row.title}"), title_justify="left", expand=False)
         table.add_column(_HEADER[0])
@@ -155,7 +200,7 @@ def _rich(report: Report) -> None:
         colour = colours[verdict.reached] if verdict else "dim"
         console.print(Text(f"{row.better} is better; {verdict_text(row)}", style=colour))
     console.print()
-    for line in _summary(report):
+    for line in summary(report):
         console.print(Text(line, style="bold"))
 
 
