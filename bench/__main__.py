@@ -15,16 +15,20 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from . import machine, options, report, rivals, suites  # noqa: E402
+from . import compare, machine, options, report, rivals, suites  # noqa: E402
 from .harness import Harness, Settings, left_in_dev_shm  # noqa: E402
 from .model import Report, Row  # noqa: E402
 from .options import whole, wholes  # noqa: E402
 from .progress import bar  # noqa: E402
 from .suites import fanout  # noqa: E402
 
+_BESIDE = {"compare": compare.main}
+"""Subcommands that read the JSON of earlier runs."""
+_EPILOG = "Also: shmq bench compare OLD.json NEW.json (what changed beyond the noise)."
+
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="shmq bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="shmq bench", description=__doc__, epilog=_EPILOG)
     parser.add_argument("--quick", action="store_true", help="3 repetitions of about 0.05 s")
     parser.add_argument(
         "--suite",
@@ -158,6 +162,9 @@ def run(settings: Settings, warnings: list[str]) -> Report:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _BESIDE:
+        return _BESIDE[argv[0]](argv[1:])
     chosen = _arguments(argv)
     cores, remark = machine.two_cores()
     warnings = [remark] if remark else []
