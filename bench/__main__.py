@@ -15,16 +15,19 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from . import compare, machine, options, report, rivals, suites  # noqa: E402
+from . import compare, html, machine, options, report, rivals, suites  # noqa: E402
 from .harness import Harness, Settings, left_in_dev_shm  # noqa: E402
 from .model import Report, Row  # noqa: E402
 from .options import whole, wholes  # noqa: E402
 from .progress import bar  # noqa: E402
 from .suites import fanout  # noqa: E402
 
-_BESIDE = {"compare": compare.main}
+_BESIDE = {"compare": compare.main, "html": html.main}
 """Subcommands that read the JSON of earlier runs."""
-_EPILOG = "Also: shmq bench compare OLD.json NEW.json (what changed beyond the noise)."
+_EPILOG = (
+    "Also: shmq bench compare OLD.json NEW.json (what changed beyond the noise), "
+    "shmq bench html RESULT.json REPORT.html."
+)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +44,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help=f"only this suite, may be repeated: {', '.join(suites.ALL)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report with plots there")
     parser.add_argument("--list", action="store_true", help="print the ids of the rows and stop")
     parser.add_argument("--repetitions", type=whole(1, 1000), metavar="N", help="timed runs of each (5)")
     length = parser.add_mutually_exclusive_group()
@@ -166,6 +170,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in _BESIDE:
         return _BESIDE[argv[0]](argv[1:])
     chosen = _arguments(argv)
+    if chosen.html and (lacking := html.missing()):
+        print(f"shmq bench: {lacking}", file=sys.stderr)  # before the run, not after it
+        return 2
     cores, remark = machine.two_cores()
     warnings = [remark] if remark else []
     if chosen.no_pin:
@@ -183,6 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     report.show(made)
     if chosen.json:
         report.write_json(made, chosen.json)
+    if chosen.html:
+        html.write(made, chosen.html)
     return 0
 
 
