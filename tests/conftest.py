@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 
 import shmq
@@ -122,6 +123,22 @@ def poll(condition: Callable[[], Any], timeout: float = WATCHDOG_S) -> Any:
 @pytest.fixture(name="poll")
 def poll_fixture() -> Callable[..., Any]:
     return poll
+
+
+def fill(q: shmq.Queue) -> None:
+    with contextlib.suppress(shmq.Full):
+        while True:
+            q.put_nowait(b"x" * 100)
+
+
+def fill_arena(q: shmq.Queue) -> list[Any]:
+    """With views that somebody holds."""
+    held = []
+    with contextlib.suppress(shmq.ArenaFull):
+        while True:
+            q.put_nowait(np.zeros(2048))
+            held.append(q.get())
+    return held
 
 
 class Child:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import fill, fill_arena
 
 import shmq
 
@@ -47,21 +48,6 @@ def test_a_message_larger_than_the_segment_can_ever_hold(make: Make, arena_bytes
         assert q.name in text
     q.put(b"x" * limit)
     assert len(q.get()) == limit
-
-
-def fill(q: shmq.Queue) -> None:
-    with contextlib.suppress(shmq.Full):
-        while True:
-            q.put_nowait(b"x" * 100)
-
-
-def fill_arena(q: shmq.Queue) -> list[Any]:
-    held = []
-    with contextlib.suppress(shmq.ArenaFull):
-        while True:
-            q.put_nowait(np.zeros(2048))
-            held.append(q.get())
-    return held
 
 
 def test_full_without_waiting(make: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import fill, fill_arena
 
 import shmq
 
@@ -242,21 +243,6 @@ def asleep(q: shmq.Queue, side: str) -> bool:
     """True once someone sleeps on that side's eventcount (see layout.h)."""
     at = 4096 + {"get": 2, "put": 3}[side] * 128 + 4
     return bool(np.memmap(f"/dev/shm/shmq.{q.name}", "u4", "r", at, (1,))[0])
-
-
-def fill(q: shmq.Queue) -> None:
-    with contextlib.suppress(shmq.Full):
-        while True:
-            q.put_nowait(b"x" * 100)
-
-
-def fill_arena(q: shmq.Queue) -> list[Any]:
-    held = []
-    with contextlib.suppress(shmq.ArenaFull):
-        while True:
-            q.put_nowait(np.zeros(2048))
-            held.append(q.get())
-    return held
 
 
 BLOCKED: dict[str, tuple[str, Callable[[shmq.Queue], Any]]] = {
