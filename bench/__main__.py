@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -182,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         for rows in _planned(settings).values():
             print(*(row.id for row in rows), sep="\n")
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as at Ctrl-C: nothing is left behind
     try:
         made = run(settings, warnings)
     except KeyboardInterrupt:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from bench.pair import PairFailed
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     *("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Queue"),
-    *("--loads", "2000", "--sizes", "64,4KiB"),
-    *("--producers", "1,2", "--consumers", "2", "--readers", "2"),
+    *("--loads", "2000", "--sizes", "4KiB"),
+    *("--producers", "2", "--consumers", "2", "--readers", "2"),
 )
 
 
@@ -67,6 +69,23 @@ def test_every_row_is_produced_and_the_json_parses(tmp_path: Path) -> None:
             assert "shmq, one subscriber" in [contestant["name"] for contestant in one["results"]], name
         if not name.startswith("floors/"):
             assert "shmq" in [contestant["name"] for contestant in one["results"]], name
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--suite", "latency", "--rivals", ""]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        ours = f"shmq.*-{running.pid}-*"
+        while running.poll() is None and not list(tmp_path.glob("bench-*/floors")):
+            time.sleep(0.01)  # until then: the queues are being made
+        assert list(Path("/dev/shm").glob(ours))
+        running.terminate()
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, said
+    assert "interrupted" in said
+    assert list(Path("/dev/shm").glob(ours)) == []
+    assert list(tmp_path.glob("bench-*")) == []
 
 
 def test_the_publisher_has_a_core_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

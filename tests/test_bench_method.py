@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import jobs, latencies, options, schedule, shared, work
+from bench import jobs, latencies, options, schedule, shared, suites, work
 from bench.endpoint import Endpoint
 from bench.harness import Harness, Runner, Sample, Settings
 from bench.latencies import Latencies
@@ -225,6 +225,31 @@ def test_the_distribution_of_all_repetitions_is_in_the_json(tmp_path: Any) -> No
     points = dict(map(tuple, result["distribution"]))
     assert points[0.0] == pytest.approx(1.0, rel=2e-3)
     assert points[100.0] == pytest.approx(3.0, rel=2e-3)
+
+
+def test_without_the_histogram_the_rows_say_what_to_install(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latencies.importlib.util, "find_spec", lambda name: None)
+    made = harness(tmp_path, loads=(1000,))
+    open_loop.run(made, [], open_loop.rows(made.settings))
+    assert [row.id for row in made.report.rows] == ["latency/oneway/1k", "latency/roundtrip/1k"]
+    assert all("pip install hdrhistogram" in (row.skipped or "") for row in made.report.rows)
+
+
+def test_rows_of_one_plot_have_one_unit_and_one_axis(tmp_path: Any) -> None:
+    plots: dict[str, set[tuple[str, str]]] = {}
+    places: set[tuple[str, float]] = set()
+    for suite in suites.ALL.values():
+        for row in suite.rows(harness(tmp_path).settings):
+            if row.point is not None:
+                plots.setdefault(row.point.plot, set()).add((row.unit, row.point.axis))
+                where = (row.point.plot, row.point.at)
+                assert where not in places or row.suite == "floors", where  # memcpy and TCP share theirs
+                places.add(where)
+    assert {plot: kinds for plot, kinds in plots.items() if len(kinds) > 1} == {}
+    for wanted in ("rate against size", "GB/s against size", "cost against message size", "scaling with"):
+        assert any(plot.startswith(wanted) for plot in plots), wanted
 
 
 def test_a_count_that_was_asked_for_is_the_count(tmp_path: Any) -> None:
