@@ -109,7 +109,7 @@ def change(old: list[float], new: list[float], better: str) -> Change | None:
     apart = min(new) > max(old) or max(new) < min(old)
     size = max(factor, 1 / factor) - 1
     least = max(LEAST, REPETITIONS / repetitions * (_spread(old) + _spread(new)))
-    real = apart and size > least and repetitions >= REPETITIONS
+    real = apart and size > least
     return Change(factor, 100 * (after / before - 1), 100 * least, real)
 
 

@@ -67,7 +67,7 @@ def rich_run() -> Report:
         made = row(
             f"rate/{size}", shmq=[3e6 / size, 3.1e6 / size], floor=[9e6 / size] * 2, evil=[1e6 / size] * 2
         )
-        made.point = Point("rate against size", "bytes", size)
+        made.point = Point(f"rate against size {EVIL}", "bytes", size)
         made.unit, made.better = "M/s", "higher"
         made.results[2].name = EVIL
         rows.append(made)
