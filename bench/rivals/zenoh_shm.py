@@ -3,8 +3,8 @@
 Set so that nothing is lost: the publisher waits where the network is congested, and the subscriber's channel,
 where it is full, holds up the network. Bytes go as they are: Zenoh itself moves larger ones to shared memory.
 Arrays are written to a buffer of its shared memory and published there. Its wheel (1.10, for the ABI of
-Python 3.9) has no view of such a buffer: it is filled from `bytes`, and what was received is read as `bytes`.
-Both copies are what its users pay, so they are inside put and get here.
+Python 3.9) has no view of such a buffer: it is filled from a `bytearray`, and what was received is read as
+`bytes`. Both copies are what its users pay, so they are inside put and get here.
 """
 
 from __future__ import annotations
@@ -116,9 +116,15 @@ def _send(zenoh: Any, session: Any, spec: Spec, sender: Side, end: Endpoint) -> 
     alloc, put = zenoh.shm.ShmProvider.default_backend(room).alloc, publisher.put
     wait_for_room = zenoh.shm.BlockOn(zenoh.shm.GarbageCollect())
 
+    staging = bytearray()
+
     def put_array(array: Any) -> None:
+        nonlocal staging
+        if len(staging) != array.nbytes:
+            staging = bytearray(array.nbytes)  # kept: memory that is new each time costs page faults
+        memoryview(staging)[:] = array.data.cast("B")
         buffer = alloc(array.nbytes, wait_for_room)
-        buffer[:] = array.tobytes()
+        buffer[:] = staging
         put(buffer)
 
     end.put, end.put_array = put, put_array
