@@ -62,6 +62,7 @@ static inline const struct shmq_header *shmq_segment_header(const struct shmq_se
 #define SHMQ_SHORT_SLICE_NS INT64_C(1000000) /* the same where membarrier is not to be had */
 #define SHMQ_SPIN_MIN_NS INT64_C(2000)
 #define SHMQ_SPIN_MAX_NS INT64_C(50000)
+#define SHMQ_WAKE_NS INT64_C(50000) /* about what a wake-up takes on a virtual machine */
 
 struct shmq_waiter {
     shmq_a64 spin_ns; /* adapts between the two bounds; 0: one CPU only.  Any thread that waits */

@@ -25,7 +25,7 @@ from bench.progress import rows_done
 
 TINY = (
     *("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Pipe"),
-    *("--only", "latency"),
+    *("--only", "latency", "--loads", "1000", "--sizes", "4096"),
 )
 
 

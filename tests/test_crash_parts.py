@@ -19,6 +19,7 @@ SAMPLE = replace(
     Amounts(kills=60, pause_ms=10, deaths=8, operations=60_000, crossings=4, ask_ms=1100, idle_ms=1000),
     repair_limit_ms=4000,
     wake_limit_ms=4000,
+    idle_limit=1000,
 )
 
 
