@@ -406,6 +406,13 @@ BUGS = [
         "wakes",
     ),
     bug(
+        "one_long_wait_ends_the_spinning",
+        "wait.c",
+        r"adapt\(w, spin_would_do\(.*\)\);",
+        "adapt(w, false);",
+        "test_wait",
+    ),
+    bug(
         "signals_swallowed",
         "wait.c",
         r"^        if \(interrupted\) return SHMQ_INTERRUPTED;\n",

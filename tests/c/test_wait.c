@@ -91,15 +91,42 @@ TEST(deadlines_do_not_overflow) {
     CHECK(shmq_deadline(1000) - now >= 1000);
 }
 
-/* The budget doubles when spinning paid, halves when not, within its bounds. */
-TEST(the_spin_budget_adapts) {
+TEST(the_spin_budget_falls_where_nothing_comes) {
     struct shmq_waiter waiter = {0};
     bool parked;
     reset();
-    store_relaxed(&waiter.spin_ns, SHMQ_SPIN_MAX_NS);
+    store_relaxed(&waiter.spin_ns, SHMQ_SPIN_MAX_NS - 1);
     for (int i = 0; i < 20; i++)
         CHECK_EQ(shmq_eventcount_wait(&event, &waiter, ready, NULL, shmq_deadline(1), &parked), SHMQ_EMPTY);
     CHECK_EQ(load_relaxed(&waiter.spin_ns), SHMQ_SPIN_MIN_NS);
+}
+
+/* Not while it spins, nor at the look behind arming, but when the sleep is over. */
+static bool ready_after_sleep(void *looks) {
+    return load32_relaxed(&event.armed) != 0 && ++*(int *)looks == 2;
+}
+
+/* One wait that ends with its sleep, `sleep_ns` from now; returns the budget that it leaves. */
+static uint64_t budget_after_sleep(struct shmq_waiter *waiter, int64_t sleep_ns) {
+    bool parked;
+    int looks = 0;
+    reset();
+    OK(shmq_eventcount_wait(&event, waiter, ready_after_sleep, &looks, shmq_deadline(sleep_ns), &parked));
+    CHECK(parked);
+    return load_relaxed(&waiter->spin_ns);
+}
+
+TEST(the_spin_budget_grows_where_spinning_would_do) {
+    struct shmq_waiter waiter = {0};
+    store_relaxed(&waiter.spin_ns, SHMQ_SPIN_MIN_NS);
+    int waits = 1; /* mostly five; more where we lose the processor meanwhile */
+    while (budget_after_sleep(&waiter, 1) < SHMQ_SPIN_MAX_NS) CHECK(waits++ < 10000);
+    CHECK(waits >= 5);
+    CHECK_EQ(budget_after_sleep(&waiter, 1), SHMQ_SPIN_MIN_NS); /* the longest was in vain */
+    store_relaxed(&waiter.spin_ns, 8 * SHMQ_SPIN_MIN_NS);
+    CHECK_EQ(budget_after_sleep(&waiter, MS), 4 * SHMQ_SPIN_MIN_NS); /* much too late for any */
+    store_relaxed(&waiter.spin_ns, 0);
+    CHECK_EQ(budget_after_sleep(&waiter, 1), 0); /* one CPU */
 }
 
 /* ---- signals ---- */

@@ -2,7 +2,7 @@
 their repair, exhaustively with Spin.
 
     python tests/crash/model.py            # about 14 minutes on one core, at most 2 GiB
-    python tests/crash/model.py --quick    # a subset, about a minute
+    python tests/crash/model.py --quick    # a subset, less than a minute
 
 First the true model, in several configurations; then the model with each of the seeded bugs, which must be
 found.  Exit status 0: every search of the true model came to its end without an error, and every bug was
@@ -98,17 +98,17 @@ TRUE_MODEL = [
 SEEDED_BUGS = [
     Case("a repair pass does not settle the head", RING, True, "BUG_NO_SETTLE"),
     Case("a pass settles only what it put back itself", RING, False, "BUG_SETTLE_OWN"),
-    Case("no pass where nobody is dead, and one stops", "P1 C2 M2 D1 S1", True, ""),
-    Case("no second look after moving the head over READING", RING, True, "BUG_NO_SECOND_LOOK"),
+    Case("no pass where nobody is dead, and one stops", "P1 C2 M2 D1 S1", False, ""),
+    Case("no second look after moving the head over READING", RING, False, "BUG_NO_SECOND_LOOK"),
     Case("tail moved before the slot is claimed", RING, True, "BUG_TICKET"),
     Case("pages repaired before slots", BLOCKS, True, "BUG_PAGES_FIRST"),
     Case("INFLIGHT of the dead freed without a look at the slot", BLOCKS, False, "BUG_NO_SLOT_LOOK"),
     Case("no reaper lock, CAS", REAPERS, True, "BUG_NO_LOCK"),
     Case("no reaper lock, plain stores", REAPERS, False, "BUG_NO_LOCK_PLAIN"),
     Case("no second look at the peer under the reaper lock", REAPERS, False, "BUG_NO_LOOK_AFTER_LOCK"),
-    Case("the peer is vacant before its repair", RING, True, "BUG_VACANT_FIRST"),
-    Case("WRITING of the dead made READY", RING, True, "BUG_WRITING_TO_READY"),
-    Case("the slot is freed before its block is leased", BLOCKS, True, "BUG_FREE_BEFORE_LEASE"),
+    Case("the peer is vacant before its repair", RING, False, "BUG_VACANT_FIRST"),
+    Case("WRITING of the dead made READY", RING, False, "BUG_WRITING_TO_READY"),
+    Case("the slot is freed before its block is leased", BLOCKS, False, "BUG_FREE_BEFORE_LEASE"),
     Case("a head behind by two laps is called corrupt", "P1 C2 M3 D0", False, "BUG_FAR_HEAD"),
     Case("a head behind by two laps jumps too far", "P1 C3 M3 D1", False, "BUG_LONG_JUMP", 26),
 ]
@@ -138,14 +138,14 @@ SEEDED_BUGS += [
     topic("the ring's hold ends after the claim", "U2 T1 M2 D1 B3", True, "BUG_RING_AFTER_CLAIM"),
     topic("a hold without the look behind it", "U1 T2 M3 D0 B1 N1 O1", False, "BUG_NO_LOOK_BEHIND"),
     topic("a hold, and a look at the slot only", "U1 T2 M3 D0 B2 N2 G1", False, "BUG_LOOK_AT_SLOT"),
-    topic("a join is counted before it is announced", "U1 T1 M4 D0 H1", True, "BUG_JOIN_FIRST"),
+    topic("a join is counted before it is announced", "U1 T1 M4 D0 H1", False, "BUG_JOIN_FIRST"),
     topic("the tail is read before the join", "U1 T1 M4 D0", False, "BUG_TAIL_FIRST"),
     topic("the last holder frees without LEASED", "U1 T1 M2 D1 B1", True, "BUG_NO_LEASED"),
-    topic("the reaper forgets the dead's holds", "U1 T2 M2 D1 B1", True, "BUG_FORGET_HOLDS"),
+    topic("the reaper forgets the dead's holds", "U1 T2 M2 D1 B1", False, "BUG_FORGET_HOLDS"),
     topic("the head moves before the block is given up", "U1 T1 M2 D1 B1", True, "BUG_HEAD_FIRST"),
     topic("the reaper looks at blocks in flight only", "U1 T1 M3 D1 B1 N2 G1 O1", False, "BUG_ONLY_INFLIGHT"),
     topic("a repair looks once whether the ring holds it", "U2 T1 M2 D1 B3", False, "BUG_ONE_LOOK"),
-    topic("WRITING of a dead publisher made READY", "U1 T2 M2 D1", True, "BUG_WRITING_TO_READY"),
+    topic("WRITING of a dead publisher made READY", "U1 T2 M2 D1", False, "BUG_WRITING_TO_READY"),
 ]
 
 
@@ -251,7 +251,7 @@ def searches(quick: bool, model: str = "") -> Iterator[Search]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a subset, about a minute")
+    parser.add_argument("--quick", action="store_true", help="a subset, less than a minute")
     parser.add_argument("--model", choices=("mpmc", "topic"), help="only this one")
     options = parser.parse_args()
     if (why := missing()) is not None:
