@@ -143,7 +143,9 @@ def _planned(settings: Settings) -> dict[str, list[Row]]:
 
 
 def run(settings: Settings, warnings: list[str]) -> Report:
-    """The whole run. What it makes lies in one private directory, or is unlinked at the end."""
+    """The whole run. What it makes lies in one private directory, or is unlinked at the end.
+
+    Interrupted, it returns the rows that are finished, and a warning that says how many are missing."""
     before = frozenset(os.listdir("/dev/shm"))
     made = Report(machine.describe(), {}, warnings=warnings)
     made.settings = {
@@ -156,8 +158,14 @@ def run(settings: Settings, warnings: list[str]) -> Report:
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, bar(made, planned) as progress:
         harness = Harness(settings, made, Path(directory), progress)
         made.noise["at the start"] = machine.noise(settings.cores[0])
-        for name, rows in planned.items():
-            suites.ALL[name].run(harness, rows)
+        try:
+            for name, rows in planned.items():
+                suites.ALL[name].run(harness, rows)
+        except KeyboardInterrupt:
+            made.drop_unfinished(settings.repetitions)
+            missing = sum(map(len, planned.values())) - len(made.rows)
+            made.warnings.append(f"interrupted: {missing} rows are missing")
+            made.settings["interrupted"] = True
         made.noise["at the end"] = machine.noise(settings.cores[0])
     made.settings["took_s"] = round(time.monotonic() - started, 1)
     made.warnings += machine.noise_warnings(made.machine["load_average"][0], made.noise)
@@ -190,11 +198,14 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: nothing is reported", file=sys.stderr)
         return 130
     report.show(made)
+    interrupted = "interrupted" in made.settings
+    if interrupted:
+        print("interrupted", file=sys.stderr)
     if chosen.json:
         report.write_json(made, chosen.json)
     if chosen.html:
         html.write(made, chosen.html)
-    return 0
+    return 130 if interrupted else 0
 
 
 if __name__ == "__main__":

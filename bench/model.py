@@ -199,6 +199,12 @@ class Report:
     """Contestant -> why it took no part."""
     warnings: list[str] = field(default_factory=list)
 
+    def drop_unfinished(self, repetitions: int) -> None:
+        """The last row, if not everybody in it who did not fail has all repetitions."""
+        last = self.rows[-1].results if self.rows else []
+        if any(result.failed is None and len(result.samples) < repetitions for result in last):
+            self.rows.pop()
+
     def as_json(self) -> dict[str, Any]:
         """The schema, which README.md explains field by field:
 

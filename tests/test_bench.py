@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import machine, work
+from bench import __main__ as program
+from bench import machine, suites, work
 from bench.model import Budget, Report, Result, Row
 from bench.pair import PairFailed
 
@@ -86,6 +89,28 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     assert "interrupted" in said
     assert list(Path("/dev/shm").glob(ours)) == []
     assert list(tmp_path.glob("bench-*")) == []
+
+
+def test_what_was_measured_before_an_interruption_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(harness: Any, rows: list[Row]) -> None:
+        rows[0].results = [Result("shmq", "shmq", [1.0])]  # one repetition of two
+        harness.report.rows.append(rows[0])
+        raise KeyboardInterrupt
+
+    real = suites.ALL["local"]
+    second = types.SimpleNamespace(rows=real.rows, run=ended)
+    monkeypatch.setattr(suites, "ALL", {"local": real, "second": second})
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    file = tmp_path / "result.json"
+    assert program.main(["--repetitions", "2", "--seconds", "0.002", "--json", str(file)]) == 130
+    said = capsys.readouterr()
+    assert "interrupted: 3 rows are missing" in said.out
+    assert said.err.endswith("interrupted\n")
+    written = json.loads(file.read_text())
+    assert [row["id"] for row in written["rows"]] == ["local/bytes64", "local/array4k", "local/step"]
+    assert all(row["results"] for row in written["rows"])
 
 
 def test_the_publisher_has_a_core_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
