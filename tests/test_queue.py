@@ -245,6 +245,21 @@ def test_put_many_get_many(q: shmq.Queue) -> None:
     assert q.empty()
 
 
+@pytest.mark.parametrize("size", [1 << 12, 1 << 14, 1 << 16, 1 << 17])
+def test_a_batch_copies_64_kib_out_and_no_more_than_one_message_beyond(make: Make, size: int) -> None:
+    q = make(ring_bytes=1 << 20, arena_bytes=16 << 20)
+    messages = [bytes([i]) * size for i in range(40)]
+    q.put_many(messages)
+    got: list[bytes] = []
+    while len(got) < 40:
+        batch = q.get_many(40)
+        assert len(batch) == min(max(1, (1 << 16) // size), 40 - len(got))
+        got += batch
+    assert got == messages
+    q.put_many([np.full(size, i, "u1") for i in range(8)])
+    assert [int(array[-1]) for array in q.get_many(8)] == list(range(8))  # views copy nothing
+
+
 @pytest.mark.parametrize("iterable", [list, tuple, iter, lambda m: (x for x in m), dict.fromkeys])
 def test_put_many_takes_any_iterable(q: shmq.Queue, iterable: Callable[[list[Any]], Any]) -> None:
     messages = [b"1", b"x" * 20_000, "three", 4, None, b""]
