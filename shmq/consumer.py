@@ -62,7 +62,8 @@ class Consumer(Handle):
     def get_many(self, max_items: int, timeout: float | None = None, copy: bool = False) -> list[Any]:
         """Takes 1 to ``max_items`` messages; waits up to ``timeout`` seconds for the first only.
 
-        A batch also ends once 64 KiB of bytes were copied out of shared memory (views of arrays do not count).
+        A batch also ends once 64 KiB of bytes were copied out of shared memory; views of arrays do not count.
+
         Raises like ``get``.  A ``DecodeError`` has the rest of the batch in ``.others``: nothing is lost."""
         if max_items < 1:
             raise ValueError(f"'max_items' must be at least 1, not {max_items}")
