@@ -14,7 +14,7 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(if $(TORCH),$(PY) -m pip install -q $(TORCH))
-	$(PY) -m pytest -q -n 2 --dist loadfile tests
+	$(PY) -m pytest -q -n 2 tests
 
 soak: $(VENV)/built
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600

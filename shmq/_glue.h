@@ -12,7 +12,8 @@
  * and it cannot return objects.  Everything else is an ordinary cffi function.
  *
  *     put(obj)         None: done; > 0: status; PY_ENCODE: not bytes or a plain array, encode it in Python
- *     take()           a message, or an int, the status.  May look for about a microsecond, never sleeps
+ *     take(wait)       a message, or an int, the status.  True: waits, up to 100 ms; False: may look for about a
+ *                      microsecond, never sleeps
  *     try_take()       the same, without looking twice
  *     take_many(n)     a list of bytes; or (list,), a mixed one; or an int, the status
  *
@@ -632,12 +633,38 @@ static PyObject *fast_put(PyObject *self, PyObject *obj) {
     return Py_None;
 }
 
-static PyObject *fast_take(PyObject *self, PyObject *Py_UNUSED(none)) {
+static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
+    uint64_t cursor = shmq_ring_cursor(&q->ring, &q->get.ring); /* under the GIL */
+    shmq_pin(q);
+    PyThreadState *state = PyEval_SaveThread();
+    int status = shmq_wait_get(q, cursor, deadline_ns);
+    PyEval_RestoreThread(state);
+    shmq_unpin(q);
+    return status;
+}
+
+/* One slice of waiting, then a look; what else there is to know, the caller finds out again.  Who was asleep has
+ * little of the interpreter left in the caches: between the wake-up and the message there is none of it. */
+static PyObject *take_after_wait(shmq_queue *q, int *status) {
+    int waited = py_wait_get(q, shmq_now_ns() + SHMQ_SLICE_NS);
+    *status = waited == SHMQ_PEER_DEAD ? SHMQ_PEER_DEAD : SHMQ_EMPTY;
+    if (waited == SHMQ_PEER_DEAD || PyErr_CheckSignals() != 0) return NULL;
+    int ignored; /* closed, or bound anew by reattach(), meanwhile: the caller looks at what is bound now */
+    return take(q, 0, &ignored);
+}
+
+/* `wait`: Py_True waits, a slice at most. */
+static PyObject *fast_take(PyObject *self, PyObject *wait) {
     int status;
     /* Serve a signal before a message is taken: behind the call its exception would drop it. */
     if (SHMQ_UNLIKELY(PyErr_CheckSignals() != 0)) return NULL;
     PyObject *object = take(bound_to(self), 1, &status);
-    return object != NULL ? object : PyLong_FromLong(status);
+    if (SHMQ_LIKELY(object != NULL)) return object;
+    if (status == SHMQ_EMPTY && wait == Py_True) {
+        object = take_after_wait(bound_to(self), &status);
+        if (object != NULL || PyErr_Occurred() != NULL) return object;
+    }
+    return PyLong_FromLong(status);
 }
 
 static PyObject *fast_try_take(PyObject *self, PyObject *Py_UNUSED(none)) {
@@ -668,7 +695,7 @@ static void unbind(PyObject *capsule) { shmq_release_struct(PyCapsule_GetPointer
  * handle open.  The name helps to find the object again after someone closed our descriptor. */
 static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name) {
     static PyMethodDef methods[] = {{"put", fast_put, METH_O, NULL},
-                                    {"take", fast_take, METH_NOARGS, NULL},
+                                    {"take", fast_take, METH_O, NULL},
                                     {"try_take", fast_try_take, METH_NOARGS, NULL},
                                     {"take_many", fast_take_many, METH_O, NULL}};
     ndarray_type = (void *)ndarray;
@@ -691,16 +718,6 @@ static int py_look_around(shmq_queue *q) {
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return again;
-}
-
-static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
-    uint64_t cursor = shmq_ring_cursor(&q->ring, &q->get.ring); /* under the GIL */
-    shmq_pin(q);
-    PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_get(q, cursor, deadline_ns);
-    PyEval_RestoreThread(state);
-    shmq_unpin(q);
-    return status;
 }
 
 #endif

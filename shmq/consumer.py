@@ -29,7 +29,7 @@ class Consumer(Handle):
         ``ShutDown``, ``Closed``, ``Corrupt``."""
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
-        item = self._take() if block else self._try_take()
+        item = self._take(timeout is None) if block else self._try_take()
         if type(item) is bytes:
             return item
         if type(item) is int:
@@ -43,10 +43,11 @@ class Consumer(Handle):
             if item == lib.SHMQ_EMPTY:
                 if time.monotonic_ns() >= deadline and not lib.py_look_around(self._c):
                     errors.raise_status(lib.SHMQ_EMPTY, self.name)
-                if lib.py_wait_get(self._c, slice_end_ns(deadline)) == lib.SHMQ_PEER_DEAD:
-                    stats.raise_peer_dead(self._c, self.name)
-            else:
+                item = lib.py_wait_get(self._c, slice_end_ns(deadline))
+            elif item != lib.SHMQ_PEER_DEAD:
                 self._recover_or_raise(item, 0)
+            if item == lib.SHMQ_PEER_DEAD:
+                stats.raise_peer_dead(self._c, self.name)
             # Looked up anew each time: reattach() binds other functions.
             item = self._take_many(max_items) if max_items else self._try_take()
         return item

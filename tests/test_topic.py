@@ -507,14 +507,14 @@ def test_a_finaliser_may_get_while_a_message_is_taken(topic: MakeTopic) -> None:
             self.me = self
 
         def __del__(self) -> None:
-            if not isinstance(found := take(), int):
+            if not isinstance(found := take(False), int):
                 got.append(found)
 
     found: Any = ()
     while not isinstance(found, int):
         Garbage()
         gc.enable()
-        found = take()
+        found = take(False)
         gc.disable()
         if not isinstance(found, int):
             got.append(found)  # kept, or CPython uses the tuple again and makes no new one
