@@ -504,6 +504,8 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 bool shmq_look_around(shmq_queue *q);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
 void shmq_pin(shmq_queue *q);
+/* The same where the handle may be closed meanwhile, by a signal handler or another thread: false, if it is. */
+bool shmq_try_pin(shmq_queue *q);
 void shmq_unpin(shmq_queue *q);
 bool shmq_spin_get(shmq_queue *q); /* about a microsecond, no system call */
 

@@ -175,6 +175,12 @@ void shmq_release_struct(shmq_queue *q) {
 }
 
 void shmq_pin(shmq_queue *q) { (void)add32_relaxed(&q->users, 1); }
+bool shmq_try_pin(shmq_queue *q) {
+    uint32_t users = load32_relaxed(&q->users);
+    while (users != 0)
+        if (cas32_acq_rel(&q->users, &users, users + 1)) return true;
+    return false; /* the last one has unmapped the segment */
+}
 void shmq_unpin(shmq_queue *q) { drop_user(q); }
 
 /* A block that is ours keeps the mapping and the struct; once published it keeps them still, for whoever looks

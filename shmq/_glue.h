@@ -368,7 +368,7 @@ static Py_ssize_t py_put_many(shmq_queue *q, uintptr_t objects, Py_ssize_t start
 }
 
 static int py_settle_roles(shmq_queue *q) {
-    shmq_pin(q);
+    if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_settle_roles(q);
     PyEval_RestoreThread(state);
@@ -378,7 +378,7 @@ static int py_settle_roles(shmq_queue *q) {
 
 static int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns) {
     uint64_t cursor = q->put.ring.spsc.cursor; /* under the GIL */
-    shmq_pin(q);
+    if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_wait_put(q, cursor, for_block, bytes, deadline_ns);
     PyEval_RestoreThread(state);
@@ -635,7 +635,7 @@ static PyObject *fast_put(PyObject *self, PyObject *obj) {
 
 static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
     uint64_t cursor = shmq_ring_cursor(&q->ring, &q->get.ring); /* under the GIL */
-    shmq_pin(q);
+    if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
     int status = shmq_wait_get(q, cursor, deadline_ns);
     PyEval_RestoreThread(state);
@@ -643,13 +643,14 @@ static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
     return status;
 }
 
-/* One slice of waiting, then a look; what else there is to know, the caller finds out again.  Who was asleep has
+/* One slice of waiting, then a look.  SHMQ_OK: no message; the caller tries again with what is bound now, since the
+ * handle may have been closed, or bound anew by reattach(), meanwhile.  Who was asleep has
  * little of the interpreter left in the caches: between the wake-up and the message there is none of it. */
 static PyObject *take_after_wait(shmq_queue *q, int *status) {
     int waited = py_wait_get(q, shmq_now_ns() + SHMQ_SLICE_NS);
-    *status = waited == SHMQ_PEER_DEAD ? SHMQ_PEER_DEAD : SHMQ_EMPTY;
+    *status = waited == SHMQ_PEER_DEAD ? SHMQ_PEER_DEAD : SHMQ_OK;
     if (waited == SHMQ_PEER_DEAD || PyErr_CheckSignals() != 0) return NULL;
-    int ignored; /* closed, or bound anew by reattach(), meanwhile: the caller looks at what is bound now */
+    int ignored;
     return take(q, 0, &ignored);
 }
 
@@ -712,7 +713,7 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char 
 
 /* True if another try makes sense. */
 static int py_look_around(shmq_queue *q) {
-    shmq_pin(q);
+    if (!shmq_try_pin(q)) return 1;
     PyThreadState *state = PyEval_SaveThread();
     int again = shmq_look_around(q);
     PyEval_RestoreThread(state);

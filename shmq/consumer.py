@@ -44,7 +44,7 @@ class Consumer(Handle):
                 if time.monotonic_ns() >= deadline and not lib.py_look_around(self._c):
                     errors.raise_status(lib.SHMQ_EMPTY, self.name)
                 item = lib.py_wait_get(self._c, slice_end_ns(deadline))
-            elif item != lib.SHMQ_PEER_DEAD:
+            elif item not in (lib.SHMQ_OK, lib.SHMQ_PEER_DEAD):  # these: it has waited
                 self._recover_or_raise(item, 0)
             if item == lib.SHMQ_PEER_DEAD:
                 stats.raise_peer_dead(self._c, self.name)

@@ -545,6 +545,22 @@ q.close()
     assert output.split("\n")[:-1] == ["b'from the handler'", "nothing lost"]
 
 
+def test_a_wait_that_comes_after_close_touches_nothing(run: Callable[..., str]) -> None:
+    """A signal handler may close the handle between a failed try and the wait behind it."""
+    output = run(
+        PRELUDE
+        + """
+from shmq._core import lib
+c = q._c
+q.close()
+later = time.monotonic_ns() + 10**9
+print(lib.py_wait_get(c, later) == lib.py_wait_put(c, False, 8, later) == lib.SHMQ_CLOSED)
+print(lib.py_settle_roles(c) == lib.SHMQ_CLOSED, lib.py_look_around(c))
+"""
+    )
+    assert output == "True\nTrue 1\n"
+
+
 def test_a_handler_that_closes_or_shuts_down(run: Callable[..., str]) -> None:
     """How a worker ends on SIGTERM."""
     output = run(
