@@ -12,16 +12,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Before numpy comes in, here and in the workers: one thread each, nothing runs beside the two.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
-from . import compare, html, machine, options, report, rivals, suites  # noqa: E402
-from .harness import Harness, Settings, left_in_dev_shm  # noqa: E402
-from .model import Report, Row  # noqa: E402
-from .options import whole, wholes  # noqa: E402
-from .progress import bar  # noqa: E402
-from .suites import fanout  # noqa: E402
+from . import compare, html, machine, options, report, rivals, suites
+from .harness import Harness, Settings, left_in_dev_shm
+from .model import Report, Row
+from .options import whole, wholes
+from .progress import bar
+from .suites import fanout
 
 _BESIDE = {"compare": compare.main, "html": html.main}
 """Subcommands that read the JSON of earlier runs."""
@@ -146,6 +142,8 @@ def run(settings: Settings, warnings: list[str]) -> Report:
     """The whole run. What it makes lies in one private directory, or is unlinked at the end.
 
     Interrupted, it returns the rows that are finished, and a warning that says how many are missing."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # the workers': nothing runs beside the two
     before = frozenset(os.listdir("/dev/shm"))
     made = Report(machine.describe(), {}, warnings=warnings)
     made.settings = {

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from .objects import message_object
+
 _ARRAY_BYTES = 4096
 
 
@@ -31,13 +33,7 @@ def step_message() -> dict[str, Any]:
     """About what a scheduler of a model server sends to its workers for each step."""
     arrays = [np.arange(_ARRAY_BYTES // 4, dtype=np.int32) + i for i in range(3)]
     return {
-        "step": 123456,
-        "phase": "decode",
-        "request_ids": [f"req-{i:04x}" for i in range(4)],
-        "lengths": [17, 512, 33, 4096],
-        "temperature": 0.7,
-        "last": False,
-        "deadline": None,
+        **message_object(123456),
         "token_ids": arrays[0],
         "positions": arrays[1],
         "block_table": arrays[2],

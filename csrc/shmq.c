@@ -175,6 +175,7 @@ void shmq_release_struct(shmq_queue *q) {
 }
 
 void shmq_pin(shmq_queue *q) { (void)add32_relaxed(&q->users, 1); }
+/* acq_rel, as in drop_user: whoever takes the count from 1 to 0 unmaps, and a pin never finds it at 0. */
 bool shmq_try_pin(shmq_queue *q) {
     uint32_t users = load32_relaxed(&q->users);
     while (users != 0)

@@ -644,8 +644,8 @@ static int py_wait_get(shmq_queue *q, int64_t deadline_ns) {
 }
 
 /* One slice of waiting, then a look.  SHMQ_OK: no message; the caller tries again with what is bound now, since the
- * handle may have been closed, or bound anew by reattach(), meanwhile.  Who was asleep has
- * little of the interpreter left in the caches: between the wake-up and the message there is none of it. */
+ * handle may have been closed, or bound anew by reattach(), meanwhile.
+ * Who was asleep has little of the interpreter left in the caches, so none of it runs between wake-up and message. */
 static PyObject *take_after_wait(shmq_queue *q, int *status) {
     int waited = py_wait_get(q, shmq_now_ns() + SHMQ_SLICE_NS);
     *status = waited == SHMQ_PEER_DEAD ? SHMQ_PEER_DEAD : SHMQ_OK;

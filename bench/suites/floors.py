@@ -5,6 +5,8 @@ And a bare TCP connection, which is what shmq is there to avoid.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .. import tcp_raw
 from ..harness import Harness, Runner, Sample, Settings, tails
 from ..model import Point, Row
@@ -19,9 +21,9 @@ _TOUCHED_PAGES = 4096
 
 def rows(settings: Settings) -> list[Row]:
     def row(name: str, title: str, unit: str, size: int | None = None) -> Row:
-        better = "higher" if unit == "GB/s" else "lower"
+        better: Literal["higher", "lower"] = "higher" if unit == "GB/s" else "lower"
         point = None if size is None else Point("floors: GB/s against size", "bytes", size)
-        return Row(f"floors/{name}", "floors", title, unit, better, point=point)  # type: ignore[arg-type]
+        return Row(f"floors/{name}", "floors", title, unit, better, point=point)
 
     copies = settings.payloads(_COPIES)
     return [
