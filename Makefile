@@ -34,7 +34,7 @@ check: $(VENV)/built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] shmq/_glue.h tests/c/*.[ch] tests/crash/*.[ch] examples/*.c
+	$(VENV)/bin/clang-format --dry-run --Werror csrc/*.[ch] shmq/*.h tests/c/*.[ch] tests/crash/*.[ch] examples/*.c
 	for f in $(C_FILES); do cc $(CFLAGS_CHECK) -c $$f -o /dev/null || exit 1; done
 
 asan: $(VENV)/built
@@ -61,6 +61,6 @@ tools:
 $(VENV)/bin/python: | tools
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/built: pyproject.toml setup.py shmq/_build.py shmq/_glue.h $(C_FILES) $(wildcard csrc/*.h) | $(VENV)/bin/python
+$(VENV)/built: pyproject.toml setup.py shmq/_build.py $(wildcard shmq/*.h) $(C_FILES) $(wildcard csrc/*.h) | $(VENV)/bin/python
 	$(PY) -m pip install -q -e '.[test]'
 	touch $@

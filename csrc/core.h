@@ -444,6 +444,7 @@ struct shmq_side {
 struct shmq_queue {
     shmq_a32 open; /* other threads may close while one waits */
     bool observer;
+    bool builds_arrays;         /* the Python binding's: take returns plain arrays as such */
     uint64_t canary;            /* differs from *shmq_canary after a fork */
     struct shmq_peer *counters; /* our own entry */
     struct shmq_control *control;

@@ -29,7 +29,8 @@ GLUE = """
 int py_create(int fd, const shmq_params *params, shmq_queue **queue);
 int py_attach(int fd, shmq_queue **queue);
 int py_reattach(const shmq_queue *inherited, shmq_queue **queue);
-int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name);
+int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, int builds_arrays, const char *name);
+void py_remember_header(const char *header, uintptr_t shape, uintptr_t dtype, uintptr_t order);
 unsigned py_held(shmq_queue *q);
 int shmq_usable(const shmq_queue *q);
 int py_settle_roles(shmq_queue *q);
@@ -63,6 +64,7 @@ ffibuilder.set_source(
     include_dirs=["csrc"],
     depends=[
         "shmq/_glue.h",
+        "shmq/_arrays.h",
         *(f"csrc/{name}.c" for name in SOURCES),
         *(f"csrc/{name}.h" for name in ("shmq", "core", "slots", "layout", "atomics")),
     ],

@@ -17,7 +17,8 @@
  *     try_take()       the same, without looking twice
  *     take_many(n)     a list of bytes; or (list,), a mixed one; or an int, the status
  *
- * A message is bytes (raw), or a tuple that starts with codec and payload:
+ * A message is bytes (raw), a numpy.ndarray (a plain array whose header was met before, see _arrays.h), or a tuple
+ * that starts with codec and payload:
  *
  *     (codec, payload)                        what lay in-line; payload is a bytearray (topic: bytes)
  *     (codec, payload, meta)                  what lay in a block; payload is a Lease for arrays, else bytes
@@ -32,6 +33,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "_arrays.h"
 #include "core.h"
 
 #ifdef Py_GIL_DISABLED
@@ -194,30 +196,6 @@ static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta
                              codec == SHMQ_TENSOR ? array_inline_limit(q) : q->ring.inline_bytes);
     PyBuffer_Release(&view);
     return status;
-}
-
-/* Describes a dense array of a native dtype by its buffer.  False for everything else. */
-static int describe(const Py_buffer *v, shmq_tensor *t) {
-    static const uint8_t by_size[2][9] = {{0, SHMQ_INT8, SHMQ_INT16, 0, SHMQ_INT32, 0, 0, 0, SHMQ_INT64},
-                                          {0, SHMQ_UINT8, SHMQ_UINT16, 0, SHMQ_UINT32, 0, 0, 0, SHMQ_UINT64}};
-    const char *f = v->format;
-    memset(t, 0, sizeof *t);
-    if (f == NULL || v->ndim > 11 || v->itemsize > 16) return 0;
-    if (f[0] != '\0' && f[1] == '\0') {
-        if (strchr("bhilq", f[0]) != NULL) t->dtype = by_size[0][v->itemsize];
-        else if (strchr("BHILQ", f[0]) != NULL) t->dtype = by_size[1][v->itemsize];
-        else if (f[0] == '?') t->dtype = SHMQ_BOOL;
-        else if (f[0] == 'e') t->dtype = SHMQ_FLOAT16;
-        else if (f[0] == 'f') t->dtype = SHMQ_FLOAT32;
-        else if (f[0] == 'd') t->dtype = SHMQ_FLOAT64;
-    } else if (f[0] == 'Z' && f[1] != '\0' && f[2] == '\0') {
-        if (f[1] == 'f') t->dtype = SHMQ_COMPLEX64;
-        else if (f[1] == 'd') t->dtype = SHMQ_COMPLEX128;
-    }
-    t->order = PyBuffer_IsContiguous(v, 'C') ? 'C' : PyBuffer_IsContiguous(v, 'F') ? 'F' : 0;
-    t->ndim = (uint8_t)v->ndim;
-    for (int i = 0; i < v->ndim; i++) t->shape[i] = (uint64_t)v->shape[i];
-    return t->dtype != 0 && t->order != 0;
 }
 
 /* One plain array: any exporter whose type the caller knows to be numpy's. */
@@ -477,6 +455,17 @@ static PyObject *labelled(uint16_t codec, PyObject *payload, PyObject *meta, con
     return tuple_of(parts);
 }
 
+/* The array over what was taken, or (codec, payload[, meta]) where it is not a plain one.  Takes over `payload`. */
+static PyObject *array_or_labelled(const shmq_tensor *t, PyObject *payload, long at) {
+    PyObject *array = array_over(t, payload, at);
+    if (SHMQ_UNLIKELY(array == NULL)) {
+        PyObject *meta = at == 0 ? PyBytes_FromStringAndSize((const char *)t, sizeof *t) : NULL;
+        return labelled(SHMQ_TENSOR, payload, meta, NULL, 0);
+    }
+    Py_DECREF(payload);
+    return array;
+}
+
 /* A peeked record that lies in a block, taken.  Arrays keep the block, the rest is copied out: msgpack, pickle
  * and bytes become objects of their own anyway.  NULL and *status where it could not be taken: it is still
  * the next one then, so nothing is lost for want of memory. */
@@ -491,10 +480,14 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
     int is_array = r->codec == SHMQ_TENSOR || r->codec == SHMQ_ENVELOPE;
     uint32_t meta_bytes = *(const volatile uint32_t *)&h->meta_bytes; /* once */
     if (meta_bytes > SHMQ_META_BYTES) meta_bytes = 0;
+    shmq_tensor t;
+    _Static_assert(sizeof t == SHMQ_META_BYTES, "a header fills the place");
+    memcpy(&t, h->meta, sizeof t);
+    int build = r->codec == SHMQ_TENSOR && meta_bytes == sizeof t && q->builds_arrays && is_known(&t);
     uint64_t bytes = b->bytes;
-    PyObject *meta = PyBytes_FromStringAndSize((const char *)h->meta, (Py_ssize_t)meta_bytes);
+    PyObject *meta = build ? NULL : PyBytes_FromStringAndSize((const char *)&t, (Py_ssize_t)meta_bytes);
     PyObject *payload = is_array ? lease_new(b) : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
-    if (meta == NULL || payload == NULL) {
+    if ((meta == NULL && !build) || payload == NULL) {
         *status = SHMQ_OUT_OF_SPACE;
         PyErr_Clear();
         if (is_array && payload != NULL) ((struct lease *)payload)->block = NULL;
@@ -515,7 +508,8 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
         Py_DECREF(meta);
         return payload;
     }
-    PyObject *object = labelled(r->codec, payload, meta, is_array ? b->data : NULL, bytes);
+    PyObject *object = build ? array_or_labelled(&t, payload, 0)
+                             : labelled(r->codec, payload, meta, is_array ? b->data : NULL, bytes);
     if (object == NULL) { /* taken, and no memory left to hand it out */
         PyErr_Clear();
         *status = SHMQ_OUT_OF_SPACE;
@@ -524,13 +518,24 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
 }
 
 /* Arrays from a queue may be written to; those from a topic may not, wherever they lie. */
-static PyObject *from_record(const shmq_queue *q, const struct shmq_record *r) {
+static PyObject *copy_of(const shmq_queue *q, const struct shmq_record *r) {
     const char *payload = (const char *)r->payload;
     Py_ssize_t bytes = (Py_ssize_t)r->bytes;
-    if (SHMQ_LIKELY(r->codec == SHMQ_RAW)) return PyBytes_FromStringAndSize(payload, bytes);
-    PyObject *copied = q->ring.is_topic ? PyBytes_FromStringAndSize(payload, bytes)
-                                        : PyByteArray_FromStringAndSize(payload, bytes);
-    return labelled(r->codec, copied, NULL, r->payload, r->bytes);
+    return q->ring.is_topic ? PyBytes_FromStringAndSize(payload, bytes)
+                            : PyByteArray_FromStringAndSize(payload, bytes);
+}
+
+static PyObject *from_record(const shmq_queue *q, const struct shmq_record *r) {
+    if (SHMQ_LIKELY(r->codec == SHMQ_RAW))
+        return PyBytes_FromStringAndSize((const char *)r->payload, (Py_ssize_t)r->bytes);
+    return labelled(r->codec, copy_of(q, r), NULL, r->payload, r->bytes);
+}
+
+/* Is it a plain array that lies in the ring, with a header that is known?  The header comes out, copied. */
+static int is_plain_array(const shmq_queue *q, const struct shmq_record *r, shmq_tensor *t) {
+    if (r->codec != SHMQ_TENSOR || r->bytes < sizeof *t || !q->builds_arrays) return 0;
+    memcpy(t, r->payload, sizeof *t);
+    return is_known(t);
 }
 
 /* The next message, or NULL and *status. */
@@ -547,7 +552,9 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
             if (*status == SHMQ_LOOK_AGAIN) continue;
             return object;
         }
-        PyObject *object = from_record(q, &r);
+        shmq_tensor t;
+        int build = is_plain_array(q, &r, &t);
+        PyObject *object = build ? copy_of(q, &r) : from_record(q, &r);
         if (SHMQ_UNLIKELY(object == NULL)) {
             PyErr_Clear();
             shmq_put_back(q, &before);
@@ -555,6 +562,10 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
             return NULL;
         }
         shmq_taken(q, 1, r.bytes);
+        if (build && (object = array_or_labelled(&t, object, sizeof t)) == NULL) {
+            PyErr_Clear();
+            *status = SHMQ_OUT_OF_SPACE;
+        }
         return object;
     }
 }
@@ -616,8 +627,6 @@ static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *s
 }
 
 /* ---- the hot three, as built-in functions bound to a handle ---- */
-
-static void *ndarray_type; /* numpy.ndarray; set by py_bind */
 
 static shmq_queue *bound_to(PyObject *self) { return PyCapsule_GetPointer(self, NULL); }
 
@@ -693,13 +702,14 @@ static PyObject *fast_take_many(PyObject *self, PyObject *max) {
 static void unbind(PyObject *capsule) { shmq_release_struct(PyCapsule_GetPointer(capsule, NULL)); }
 
 /* Appends put, take, try_take and take_many, bound to q, to `list`.  They keep the struct q alive, not the
- * handle open.  The name helps to find the object again after someone closed our descriptor. */
-static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, const char *name) {
+ * handle open.  builds_arrays: plain arrays come as numpy.ndarray.  The name helps to find the object again after someone closed our descriptor. */
+static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, int builds_arrays, const char *name) {
     static PyMethodDef methods[] = {{"put", fast_put, METH_O, NULL},
                                     {"take", fast_take, METH_O, NULL},
                                     {"try_take", fast_try_take, METH_NOARGS, NULL},
                                     {"take_many", fast_take_many, METH_O, NULL}};
     ndarray_type = (void *)ndarray;
+    q->builds_arrays = builds_arrays != 0;
     strncpy(q->segment.name, name, sizeof q->segment.name - 1);
     PyObject *capsule = PyCapsule_New(q, NULL, unbind);
     if (capsule == NULL) return SHMQ_OUT_OF_SPACE;

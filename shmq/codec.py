@@ -260,8 +260,11 @@ def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool)
     """The object of a message as the C side delivers it (see ``_glue.h``).
 
     Raises ``DecodeError``, which carries the payload: a message that cannot be decoded is not lost."""
-    if type(item) is bytes:
+    kind_of_item = type(item)
+    if kind_of_item is bytes:
         return item
+    if kind_of_item is np.ndarray:  # built by the C side
+        return detach(item) if copy else item
     codec, payload = item[0], item[1]
     try:
         if codec == lib.SHMQ_TENSOR:
@@ -294,9 +297,16 @@ def detach(array: Any) -> Any:
 def _decode_tensor(item: Any, arrays: Arrays) -> Any:
     payload = item[1]
     if len(item) == 3:  # in a block: the header lies beside it
-        return tensor.build(tensor.unpack_meta(item[2]), payload, 0, arrays)
-    spec = tensor.unpack_meta(bytes(payload[: tensor.META.size]))
-    return tensor.build(spec, payload, tensor.META.size, arrays)
+        return _build(item[2], payload, 0, arrays)
+    return _build(bytes(payload[: tensor.META.size]), payload, tensor.META.size, arrays)
+
+
+def _build(meta: bytes, payload: Any, at: int, arrays: Arrays) -> Any:
+    """A plain array's header is remembered by the C side, which builds the next one like it by itself."""
+    spec = tensor.unpack_meta(meta)
+    if spec.plain:
+        lib.py_remember_header(meta, id(spec.shape), id(spec.dtype), id(spec.order))
+    return tensor.build(spec, payload, at, arrays)
 
 
 def _decode_envelope(item: Any, arrays: Arrays, kind: Any, copy: bool) -> Any:

@@ -7,6 +7,8 @@ A get is ``one C call -> decode``.  Signals are served before a message is taken
 import time
 from typing import Any
 
+from numpy import ndarray
+
 from . import codec, errors, stats
 from ._core import lib
 from .clock import deadline_ns, slice_end_ns
@@ -30,10 +32,13 @@ class Consumer(Handle):
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
         item = self._take(timeout is None) if block else self._try_take()
-        if type(item) is bytes:
+        kind = type(item)
+        if kind is bytes:
             return item
-        if type(item) is int:
+        if kind is int:
             item = self._await_message(item, 0, deadline_ns(timeout) if block else 0)
+        elif kind is ndarray and not copy:
+            return item
         return self._decode(item, copy)
 
     def _await_message(self, status: int, max_items: int, deadline: int) -> Any:

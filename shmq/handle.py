@@ -128,7 +128,8 @@ class Handle:
         self._options = options
         self._owns_name = False
         bound: list[Any] = []
-        if lib.py_bind(handle, id(bound), id(np.ndarray), segment.check_name(name).encode()):
+        ours = segment.check_name(name).encode()
+        if lib.py_bind(handle, id(bound), id(np.ndarray), options[1] != "torch", ours):
             raise MemoryError
         self._put, self._take, self._try_take, self._take_many = bound
         self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
