@@ -163,8 +163,8 @@ int shmq_arena_send(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_
         shmq_word(SHMQ_PAGE_INFLIGHT, a->owner, shmq_word_generation(*word), shmq_cursor_argument(position)));
 }
 
-int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint32_t *page,
-                     uint64_t *word) {
+int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, uint64_t argument,
+                     uint32_t *page, uint64_t *word) {
     uint32_t at = shmq_handle_page(handle);
     if (at >= a->small.pages + a->large.pages) return SHMQ_CORRUPT;
     uint64_t seen = load_acquire(&a->words[at]);
@@ -174,7 +174,44 @@ int shmq_arena_lease(struct shmq_arena *a, uint64_t handle, uint64_t position, u
         return SHMQ_CORRUPT;
     *page = at;
     *word = seen;
-    return change(a, at, word, shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(seen), 0));
+    return change(a, at, word, shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(seen), argument));
+}
+
+/* ---- blocks that an entry of the pending table names, see keep.c ---- */
+
+static uint64_t with_state(uint64_t word, uint32_t state, uint32_t owner) {
+    return shmq_word(state, owner, shmq_word_generation(word), shmq_word_argument(word));
+}
+
+int shmq_arena_keep(struct shmq_arena *a, uint32_t page, uint64_t *word, uint64_t argument) {
+    return change(a, page, word,
+                  shmq_word(SHMQ_PAGE_LEASED, a->owner, shmq_word_generation(*word), argument));
+}
+
+bool shmq_arena_look(const struct shmq_arena *a, uint64_t handle, uint32_t *page, uint64_t *word) {
+    *page = shmq_handle_page(handle);
+    if (*page >= a->small.pages + a->large.pages) return false;
+    *word = load_seq_cst(&a->words[*page]); /* K4 */
+    return shmq_word_generation(*word) == shmq_handle_generation(handle);
+}
+
+bool shmq_arena_return(struct shmq_arena *a, uint32_t page, uint64_t *word) {
+    uint64_t to = with_state(*word, SHMQ_PAGE_RETURNED, 0);
+    if (!cas_seq_cst(&a->words[page], word, to)) return false; /* K1 */
+    *word = to;
+    return true;
+}
+
+bool shmq_arena_take_back(struct shmq_arena *a, uint32_t page, uint64_t *word) {
+    uint64_t to = with_state(*word, SHMQ_PAGE_LEASED, a->owner);
+    if (!cas_acq_rel(&a->words[page], word, to)) return false;
+    *word = to;
+    return true;
+}
+
+void shmq_arena_discard(struct shmq_arena *a, uint32_t page, uint64_t word) {
+    uint64_t ours = shmq_word(SHMQ_PAGE_LOANED, a->owner, shmq_word_generation(word), 0);
+    if (cas_acq_rel(&a->words[page], &word, ours)) (void)shmq_arena_free(a, page, ours);
 }
 
 /* ---- shared blocks ---- */

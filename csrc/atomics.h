@@ -57,6 +57,10 @@ static inline bool cas_seq_cst(shmq_a64 *p, uint64_t *expected, uint64_t desired
                                                    memory_order_seq_cst);
 }
 
+static inline uint64_t exchange_seq_cst(shmq_a64 *p, uint64_t v) {
+    return atomic_exchange_explicit(p, v, memory_order_seq_cst);
+}
+
 static inline uint32_t load32_relaxed(const shmq_a32 *p) {
     return atomic_load_explicit(p, memory_order_relaxed);
 }
@@ -72,6 +76,9 @@ static inline void store32_release(shmq_a32 *p, uint32_t v) {
 static inline bool cas32_acq_rel(shmq_a32 *p, uint32_t *expected, uint32_t desired) {
     return atomic_compare_exchange_strong_explicit(p, expected, desired, memory_order_acq_rel,
                                                    memory_order_acquire);
+}
+static inline uint32_t load32_seq_cst(const shmq_a32 *p) {
+    return atomic_load_explicit(p, memory_order_seq_cst);
 }
 static inline uint32_t exchange32_seq_cst(shmq_a32 *p, uint32_t v) {
     return atomic_exchange_explicit(p, v, memory_order_seq_cst);

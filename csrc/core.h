@@ -1,11 +1,12 @@
 /* core.h: internal prototypes, grouped by file, in the order of the floors.
  *
  *     look.c      read-only snapshots
+ *     lease.c     delivery at least once
  *     shmq.c      handles, argument checks, try + wake, try + wait
  *     recover.c   the order of repair
  *     ring.c      a ring of any kind
- *     share.c     the blocks of a topic
- *     spsc.c | mpmc.c | topic.c | arena.c      the structures; none knows another, none waits
+ *     share.c | keep.c                         the blocks of a topic; of what is to be acknowledged
+ *     spsc.c | mpmc.c | topic.c | arena.c | pending.c    the structures; none knows another, none waits
  *     peers.c     who is attached, who is alive
  *     recorder.c  the flight recorder: a peer's last operations
  *     wait.c      eventcount, futex, deadlines
@@ -232,6 +233,7 @@ bool shmq_mpmc_roomy(const struct shmq_slots *ring); /* a quarter of the ring is
 bool shmq_mpmc_drained(const struct shmq_slots *ring);
 int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_record *record);
 uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring);
+bool shmq_mpmc_untouched(const struct shmq_slots *ring); /* no message in it, nor one on its way in or out */
 /* Adds the slots that `owner` writes or reads; also of a topic. */
 void shmq_mpmc_in_hands(const struct shmq_slots *ring, uint32_t owner, struct shmq_hands *hands);
 /* Who owns the slot at the tail, or head, or -1. */
@@ -239,6 +241,8 @@ int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers);
 /* The first slot, from index `from` on, that a dead consumer was reading; UINT64_MAX: none. */
 uint64_t shmq_mpmc_next_read_by(const struct shmq_slots *ring, uint32_t dead, uint64_t from,
                                 struct shmq_record *record);
+/* Gives that slot to the next lap: its message is elsewhere. */
+void shmq_mpmc_retire(const struct shmq_slots *ring, uint32_t dead, uint64_t index);
 /* Takes every slot out of the dead owner's hands. */
 void shmq_mpmc_recover(const struct shmq_slots *ring, uint32_t dead);
 /* Ends every repair pass: no message is left behind the head. */
@@ -332,9 +336,19 @@ int shmq_arena_try_loan(struct shmq_arena *arena, uint64_t bytes, uint32_t *page
 bool shmq_arena_room(struct shmq_arena *arena, uint64_t bytes);
 /* LOANED(us) -> INFLIGHT(position).  The record's room is reserved before: publishing cannot fail. */
 int shmq_arena_send(struct shmq_arena *arena, uint32_t page, uint64_t *word, uint64_t position);
-/* INFLIGHT(position) -> LEASED(us), after checking that the handle names this very block. */
-int shmq_arena_lease(struct shmq_arena *arena, uint64_t handle, uint64_t position, uint32_t *page,
-                     uint64_t *word);
+/* INFLIGHT(position) -> LEASED(us, argument), after checking that the handle names this very block. */
+int shmq_arena_lease(struct shmq_arena *arena, uint64_t handle, uint64_t position, uint64_t argument,
+                     uint32_t *page, uint64_t *word);
+/* Blocks that an entry of the pending table names, see keep.c; `argument` is 1 + that entry.
+ * LOANED(us) -> LEASED(us, argument). */
+int shmq_arena_keep(struct shmq_arena *arena, uint32_t page, uint64_t *word, uint64_t argument);
+/* The word of the block that `handle` names; false where that is gone. */
+bool shmq_arena_look(const struct shmq_arena *arena, uint64_t handle, uint32_t *page, uint64_t *word);
+bool shmq_arena_return(struct shmq_arena *arena, uint32_t page, uint64_t *word); /* LEASED -> RETURNED */
+bool shmq_arena_take_back(struct shmq_arena *arena, uint32_t page,
+                          uint64_t *word); /* RETURNED -> LEASED(us) */
+/* RETURNED -> LOANED(us) -> FREE, unless another one does it. */
+void shmq_arena_discard(struct shmq_arena *arena, uint32_t page, uint64_t word);
 /* Frees the whole block whose first page's word is `word`. */
 int shmq_arena_free(struct shmq_arena *arena, uint32_t page, uint64_t word);
 /* Shared blocks, see share.c.  The ring holds it from here on: before shmq_arena_send. */
@@ -360,6 +374,68 @@ void shmq_arena_resend(struct shmq_arena *arena, uint32_t dead, uint64_t handle,
 typedef bool shmq_published_fn(const void *ring, uint64_t argument, uint64_t handle);
 void shmq_arena_recover(struct shmq_arena *arena, uint32_t dead, shmq_published_fn *published,
                         const void *ring);
+
+/* ---- pending.c ---- */
+
+struct shmq_pending {
+    struct shmq_pending_entry *entries;
+    uint8_t *copies;
+    shmq_a64 *next_due;
+    uint64_t visibility_ns;
+    uint32_t count; /* 0: messages of this queue are not acknowledged */
+    uint32_t slot_bytes;
+    uint32_t max_deliveries;
+    uint32_t owner; /* ours */
+    shmq_a32 hint;  /* where the last search for a vacant entry ended; any thread */
+};
+
+void shmq_pending_bind(struct shmq_pending *pending, const struct shmq_segment *segment);
+void shmq_pending_init(const struct shmq_pending *pending);
+int shmq_pending_valid(const struct shmq_pending *pending);
+struct shmq_slot *shmq_pending_copy(const struct shmq_pending *pending, uint32_t entry);
+/* A message out of the ring: claim, then fill, which delivers it, or give up. */
+bool shmq_pending_vacant(const struct shmq_pending *pending); /* a hint */
+int shmq_pending_try_claim(struct shmq_pending *pending, struct shmq_delivery *delivery);
+void shmq_pending_give_up(const struct shmq_pending *pending, const struct shmq_delivery *delivery);
+void shmq_pending_fill(const struct shmq_pending *pending, struct shmq_delivery *delivery,
+                       const struct shmq_slot *slot, const struct shmq_record *record, uint64_t now_ns);
+/* One that is due again: take, then deliver, or put back. */
+int shmq_pending_try_take(const struct shmq_pending *pending, uint64_t now_ns,
+                          struct shmq_delivery *delivery);
+int shmq_pending_record(const struct shmq_pending *pending, const struct shmq_delivery *delivery,
+                        uint32_t inline_bytes, struct shmq_record *record);
+void shmq_pending_rename(const struct shmq_pending *pending, const struct shmq_delivery *delivery,
+                         uint64_t handle);
+void shmq_pending_deliver(const struct shmq_pending *pending, struct shmq_delivery *delivery,
+                          uint64_t now_ns);
+void shmq_pending_put_back(const struct shmq_pending *pending, const struct shmq_delivery *delivery,
+                           uint64_t due_ns);
+/* SHMQ_STALE: it was delivered again meanwhile.  *handle: of the block that is named no more. */
+int shmq_pending_ack(const struct shmq_pending *pending, const struct shmq_delivery *delivery,
+                     uint64_t *handle);
+int shmq_pending_nack(const struct shmq_pending *pending, const struct shmq_delivery *delivery,
+                      uint64_t due_ns);
+void shmq_pending_return_all(const struct shmq_pending *pending); /* ours, that are unacked */
+bool shmq_pending_names(const struct shmq_pending *pending, uint64_t entry, uint64_t handle);
+bool shmq_pending_has(const struct shmq_pending *pending, uint32_t owner, uint64_t position);
+void shmq_pending_count(const struct shmq_pending *pending, uint64_t *unacked, uint64_t *waiting);
+uint32_t shmq_pending_unacked_by(const struct shmq_pending *pending, uint32_t owner);
+bool shmq_pending_others_hold(const struct shmq_pending *pending); /* a message that may come back to us */
+void shmq_pending_recover(const struct shmq_pending *pending, uint32_t dead);
+void shmq_pending_settle(const struct shmq_pending *pending); /* ends every repair pass */
+
+/* ---- keep.c ---- */
+
+/* The block of a message out of the ring; of one that is delivered again. */
+int shmq_keep_lease(struct shmq_arena *arena, const struct shmq_delivery *delivery, uint64_t handle,
+                    uint64_t position, uint32_t *page, uint64_t *word);
+int shmq_keep_take(struct shmq_arena *arena, const struct shmq_pending *pending,
+                   const struct shmq_delivery *delivery, uint64_t handle, uint32_t *page, uint64_t *word);
+/* Our last view is dropped; the entry that named it was vacated. */
+void shmq_keep_release(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
+                       uint64_t word);
+void shmq_keep_acked(struct shmq_arena *arena, const struct shmq_pending *pending, uint64_t handle);
+void shmq_keep_recover(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t dead);
 
 /* ---- share.c ---- */
 
@@ -430,7 +506,7 @@ static inline uint64_t shmq_ring_position(const struct shmq_ring *ring, const st
 /* ---- recover.c ---- */
 
 int shmq_recover_all(struct shmq_segment *segment, const struct shmq_ring *ring, struct shmq_arena *arena,
-                     uint32_t myself, uint32_t *repaired);
+                     const struct shmq_pending *pending, uint32_t myself, uint32_t *repaired);
 
 /* ---- shmq.c ---- */
 
@@ -451,6 +527,7 @@ struct shmq_queue {
     struct shmq_side put, get;
     struct shmq_ring ring;
     struct shmq_arena arena;
+    struct shmq_pending pending;
     struct shmq_segment segment;
     struct shmq_membership me;
     shmq_a32 users;       /* of the mapping: the open handle, blocks, waiting calls */
@@ -490,12 +567,13 @@ void shmq_put_done(shmq_queue *q, uint64_t messages, uint64_t bytes);   /* wakes
 void shmq_block_give_back(shmq_block *block);
 int shmq_try_next(shmq_queue *q, struct shmq_record *record); /* peeks; in-line or block */
 /* SHMQ_LOOK_AGAIN: the message is gone, look at the next one (topic). */
-int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
-                   const struct shmq_block_header **header);
+int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, const struct shmq_delivery *delivery,
+                   shmq_block **block, const struct shmq_block_header **header);
 void shmq_unlease(shmq_block *block, const struct shmq_record *record);
 /* What was peeked is the next message again; `before`: our spsc side as it was. */
 void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
+void shmq_count_got(shmq_queue *q, uint64_t bytes);
 /* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
@@ -503,11 +581,26 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 /* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth
  * while. */
 bool shmq_look_around(shmq_queue *q);
+int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns); /* every message that was put is acked */
+/* What a record holds, as shmq_get returns it. */
+int shmq_copy_inline(shmq_queue *q, const struct shmq_record *record, shmq_message *message);
+void shmq_message_of_block(shmq_block *block, uint16_t codec, const struct shmq_block_header *header,
+                           shmq_message *message);
 /* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
 void shmq_pin(shmq_queue *q);
 /* The same where the handle may be closed meanwhile, by a signal handler or another thread: false, if it is. */
 bool shmq_try_pin(shmq_queue *q);
 void shmq_unpin(shmq_queue *q);
 bool shmq_spin_get(shmq_queue *q); /* about a microsecond, no system call */
+
+/* ---- lease.c ---- */
+
+/* The steps of shmq_lease: begin, copy what lies in-line, done.  SHMQ_CLOSED from the last: it was given back. */
+int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *delivery, struct shmq_record *record,
+                     shmq_block **block, const struct shmq_block_header **header);
+void shmq_lease_cancel(shmq_queue *q, struct shmq_delivery *delivery, const struct shmq_record *record,
+                       shmq_block *block);
+int shmq_lease_done(shmq_queue *q, struct shmq_delivery *delivery, const struct shmq_record *record,
+                    uint64_t bytes);
 
 #endif

@@ -13,6 +13,9 @@
  *   ring_at            +---------------------------+  (page aligned)
  *                      | ring                      |  spsc: ring_bytes of records
  *                      |                           |  mpmc, topic: slots x slot_bytes of slots
+ *   pending_at         +---------------------------+  (page aligned)
+ *                      | pending table             |  at_least_once: pending x 32 B, then (at copies_at)
+ *                      |                           |  pending x slot_bytes, copies of slots
  *   words_at           +---------------------------+  (page aligned)
  *                      | page words                |  one 64-bit word a page: the truth about it
  *   blocks_at          +---------------------------+
@@ -36,7 +39,7 @@
 
 #include "atomics.h"
 
-#define SHMQ_ABI_VERSION 1u
+#define SHMQ_ABI_VERSION 2u
 #define SHMQ_MAGIC UINT64_C(0x313042514d485300) /* the bytes "\0SHMQB01" on a little-endian machine */
 
 #define SHMQ_LINE 128u /* two 64-byte lines: adjacent-line prefetchers pull pairs */
@@ -53,16 +56,19 @@
 
 struct shmq_geometry {
     uint64_t total_bytes;
-    uint64_t peers_at, ring_at, words_at, blocks_at, small_at, large_at;
-    uint64_t ring_bytes;   /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
-    uint64_t first_cursor; /* where both cursors start: 0, or near the wrap in tests */
-    uint32_t peers;        /* entries of the peer table */
-    uint32_t slots;        /* mpmc, topic: a power of two; spsc: 0 */
-    uint32_t slot_bytes;   /* mpmc, topic: stride of a slot; spsc: 0 */
-    uint32_t inline_bytes; /* longest payload that may lie in a record or slot */
+    uint64_t peers_at, ring_at, pending_at, copies_at, words_at, blocks_at, small_at, large_at;
+    uint64_t ring_bytes;    /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
+    uint64_t visibility_ns; /* at_least_once: what is not acked for so long is delivered again; 0: never */
+    uint64_t first_cursor;  /* where both cursors start: 0, or near the wrap in tests */
+    uint32_t peers;         /* entries of the peer table */
+    uint32_t slots;         /* mpmc, topic: a power of two; spsc: 0 */
+    uint32_t slot_bytes;    /* mpmc, topic: stride of a slot; spsc: 0 */
+    uint32_t inline_bytes;  /* longest payload that may lie in a record or slot */
     uint32_t small_pages, large_pages;
     uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
     uint32_t history;        /* topic: messages that are kept for late subscribers */
+    uint32_t pending;        /* at_least_once: entries of the pending table; else 0 */
+    uint32_t unused;
 };
 
 struct shmq_header {
@@ -113,13 +119,19 @@ struct shmq_roles {
 
 enum shmq_lifecycle { SHMQ_RUNNING = 0, SHMQ_DRAINING = 1, SHMQ_STOPPED = 2 };
 
+struct shmq_pending_line {
+    shmq_a64 next_due; /* a hint, see pending.c */
+    uint8_t unused[SHMQ_LINE - 8];
+};
+
 struct shmq_control {
     /* writer: the producer, the consumer; mpmc: whoever helps; topic: publishers, both */
     struct shmq_cursor_line tail, head;
     struct shmq_eventcount not_empty; /* consumers sleep here */
     struct shmq_eventcount not_full;  /* producers sleep here, for ring and arena alike */
     struct shmq_roles roles;
-    uint8_t unused[3 * SHMQ_LINE]; /* priority lane, retry list, dedupe window */
+    struct shmq_pending_line pending; /* consumers, of an at_least_once queue */
+    uint8_t unused[2 * SHMQ_LINE];    /* priority lane, dedupe window */
 };
 
 /* ---- peer table ---------------------------------------------------------------------------- */
@@ -227,6 +239,29 @@ struct shmq_slot {
     /* in-line payload follows, up to slot_bytes - 32 */
 };
 
+/* ---- pending table: at_least_once ------------------------------------------------------------ */
+
+/* word = state:3 | owner:12 | serial:49, see pending.c. */
+enum shmq_pending_state {
+    SHMQ_PENDING_VACANT = 0,
+    SHMQ_PENDING_FILLING = 1,
+    SHMQ_PENDING_UNACKED = 2, /* from here on the entry names its message's block */
+    SHMQ_PENDING_WAITING = 3,
+    SHMQ_PENDING_MOVING = 4,
+};
+
+#define SHMQ_NEVER UINT64_MAX
+#define SHMQ_NO_HANDLE UINT64_MAX
+
+/* Words close together, because who looks for a message looks at all; the copy of entry i lies at
+ * copies_at + i * slot_bytes: a struct shmq_slot without its word. */
+struct shmq_pending_entry {
+    shmq_a64 word;
+    shmq_a64 due_ns;   /* CLOCK_MONOTONIC: WAITING until then, or overdue from then on */
+    shmq_a64 position; /* that it had in the ring */
+    shmq_a64 handle;   /* of its block, or SHMQ_NO_HANDLE */
+};
+
 /* ---- arena ---------------------------------------------------------------------------------- */
 
 /* A page's word.  Changed by CAS only, by the process that the current word allows:
@@ -239,8 +274,10 @@ struct shmq_slot {
  *              names it (>> 3, low 36 bits)           cursor: free
  *              topic: shared, see readers             the same, while the ring holds it
  *   LEASED     owner reads it                         owner dead: free, or INFLIGHT again if its
- *                                                     record is still at the head
- *   RETURNED   nobody's, but holds a message          swept back into the ring (mpmc)
+ *              at_least_once: argument = 1 + entry    record is still at the head, or RETURNED if
+ *              of the pending table                   that entry names it
+ *   RETURNED   nobody reads it, and the entry of the  free once the entry names it no more
+ *              same argument names it
  *   CONT       argument = first page of its block     follows that page; same generation
  *
  * The committed bit: this message had been READY once, so it may be returned but never freed. */
@@ -313,7 +350,7 @@ struct shmq_block_header {
 #define SHMQ_ASSERT_AT(type, field, at)                                                                      \
     _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 
-_Static_assert(sizeof(struct shmq_geometry) == 104, "geometry");
+_Static_assert(sizeof(struct shmq_geometry) == 136, "geometry");
 SHMQ_ASSERT_AT(shmq_header, fingerprint, 8);
 SHMQ_ASSERT_AT(shmq_header, kind, 16);
 SHMQ_ASSERT_AT(shmq_header, uuid, 24);
@@ -326,6 +363,8 @@ SHMQ_ASSERT_AT(shmq_control, head, 1 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, not_empty, 2 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, not_full, 3 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, roles, 4 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, pending, 5 * SHMQ_LINE);
+_Static_assert(sizeof(struct shmq_pending_entry) == 32, "pending entry");
 _Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
 SHMQ_ASSERT_AT(shmq_peer, messages_put, 1 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_peer, topic_cursor, 2 * SHMQ_LINE);

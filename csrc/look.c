@@ -30,6 +30,10 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     s->inline_bytes = q->ring.inline_bytes;
     s->peers = q->segment.geometry.peers;
     s->kind = q->segment.kind;
+    s->max_unacked = q->pending.count;
+    s->max_deliveries = q->pending.max_deliveries;
+    s->visibility_ns = q->pending.visibility_ns;
+    shmq_pending_count(&q->pending, &s->unacked, &s->waiting_again);
     s->lifecycle = load32_acquire(&q->control->roles.lifecycle);
     s->producer = role_holder(q, &q->control->roles.producer);
     s->consumer = role_holder(q, &q->control->roles.consumer);

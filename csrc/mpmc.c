@@ -218,6 +218,14 @@ bool shmq_mpmc_drained(const struct shmq_slots *ring) {
 
 /* ---- for onlookers: nothing here writes ---- */
 
+bool shmq_mpmc_untouched(const struct shmq_slots *ring) {
+    for (uint64_t i = 0; i <= ring->mask; i++) {
+        uint32_t state = shmq_slot_state(load_acquire(&shmq_slot_at(ring, i)->word));
+        if (state != SHMQ_SLOT_FREE && state != SHMQ_SLOT_TOMB) return false;
+    }
+    return true;
+}
+
 /* Of a word near the head, the whole position. */
 static uint64_t position_of(const struct shmq_slots *ring, uint64_t index, uint64_t word, uint64_t near) {
     uint64_t here = near - ((near - index) & ring->mask); /* of this slot, at or before `near` */
@@ -307,6 +315,15 @@ uint64_t shmq_mpmc_next_read_by(const struct shmq_slots *ring, uint32_t dead, ui
         return i;
     }
     return UINT64_MAX;
+}
+
+/* Its message lives on in the pending table: the slot is spent. */
+void shmq_mpmc_retire(const struct shmq_slots *ring, uint32_t dead, uint64_t index) {
+    struct shmq_slot *slot = shmq_slot_at(ring, index);
+    uint64_t word = load_acquire(&slot->word);
+    if (shmq_slot_state(word) == SHMQ_SLOT_READING && shmq_slot_owner(word) == dead)
+        (void)cas_acq_rel(&slot->word, &word,
+                          shmq_slot_word(SHMQ_SLOT_FREE, 0, shmq_slot_lap(word) + 1)); /* F1 -> F2 */
 }
 
 void shmq_mpmc_recover(const struct shmq_slots *ring, uint32_t dead) {

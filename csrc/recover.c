@@ -8,7 +8,9 @@
  *   1. blocks  that the dead consumer had leased for a message which it had not taken yet: in flight again
  *   2. ring    mpmc: slots that the dead owned become messages again, or tombs; no message behind the head
  *              topic: slots become tombs, a subscription ends
- *   3. pages   what the dead held, and what it had sent but not published, becomes free
+ *   3. pages   what the dead held, and what it had sent but not published, becomes free; or, where it had not
+ *              acknowledged it, nobody's
+ *      unacked messages wait to be delivered again
  *   4. roles   spsc: are given up; only now may a successor load the cursors.  topic: was it the last publisher?
  *   5. wake    everyone looks again
  *   6. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
@@ -68,13 +70,19 @@ static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, s
     give_up(&roles->consumer, dead);
 }
 
-static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena, uint32_t dead) {
+static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena,
+                         const struct shmq_pending *pending, uint32_t dead) {
     struct shmq_record record;
-    for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++)
-        resend(arena, dead, &record);
+    for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++) {
+        if (shmq_pending_has(pending, dead, record.position)) shmq_mpmc_retire(ring, dead, i);
+        else resend(arena, dead, &record);
+    }
     shmq_mpmc_recover(ring, dead);
     shmq_mpmc_settle(ring); /* before the slot is FREE: if we die here, the next reaper does it */
+    shmq_keep_recover(arena, pending, dead);
     shmq_arena_recover(arena, dead, in_slot, ring);
+    shmq_pending_recover(pending,
+                         dead); /* last: until here its entries say which slots and pages are spent */
 }
 
 /* Is any live peer but the dead one a publisher? */
@@ -119,7 +127,7 @@ static void testify(struct shmq_segment *s, const struct shmq_ring *ring, const 
 }
 
 int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struct shmq_arena *arena,
-                     uint32_t myself, uint32_t *repaired) {
+                     const struct shmq_pending *pending, uint32_t myself, uint32_t *repaired) {
     *repaired = 0;
     for (uint32_t i = 0; i < s->geometry.peers; i++) {
         uint64_t epoch;
@@ -129,7 +137,7 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         testify(s, ring, arena, i, epoch);
         if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
         else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
-        else recover_mpmc(&ring->mpmc, arena, i);
+        else recover_mpmc(&ring->mpmc, arena, pending, i);
         shmq_eventcount_wake_slow(&s->control->not_empty);
         shmq_eventcount_wake_slow(&s->control->not_full);
         shmq_peers_verdict_end(s, i, epoch, lock);
@@ -138,5 +146,6 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
     }
     /* Also where nobody is dead: who moved the head over a message may be stopped. */
     if (!ring->is_spsc && !ring->is_topic) shmq_mpmc_settle(&ring->mpmc);
+    if (pending->count > 0) shmq_pending_settle(pending);
     return SHMQ_OK;
 }

@@ -25,6 +25,7 @@
 
 #define RING_MIN (UINT64_C(4) << 10)
 #define RING_MAX (UINT64_C(1) << 30)
+#define SHMQ_MAX_PENDING (UINT32_C(1) << 20)
 #define RESERVE_CHUNK (UINT64_C(16) << 20) /* short enough to finish between two signals */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -52,12 +53,17 @@ static bool layout(uint32_t kind, struct shmq_geometry *g) {
     if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : slots_ok(g))) return false;
     if (kind == SHMQ_KIND_TOPIC ? g->peers > SHMQ_TOPIC_PEERS || g->history > g->slots / 2 : g->history != 0)
         return false;
+    if (g->pending > SHMQ_MAX_PENDING || g->unused != 0 ||
+        (g->pending == 0 ? g->max_deliveries != 0 || g->visibility_ns != 0 : kind != SHMQ_KIND_MPMC))
+        return false;
     if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || g->peers < 1 || g->peers > SHMQ_MAX_PEERS ||
         pages > SHMQ_MAX_PAGES)
         return false;
     g->peers_at = SHMQ_CONTROL_AT + sizeof(struct shmq_control);
     g->ring_at = round_up(g->peers_at + g->peers * sizeof(struct shmq_peer), SHMQ_PAGE);
-    g->words_at = round_up(g->ring_at + g->ring_bytes, SHMQ_PAGE);
+    g->pending_at = round_up(g->ring_at + g->ring_bytes, SHMQ_PAGE);
+    g->copies_at = round_up(g->pending_at + g->pending * sizeof(struct shmq_pending_entry), SHMQ_LINE);
+    g->words_at = round_up(g->copies_at + (uint64_t)g->pending * g->slot_bytes, SHMQ_PAGE);
     g->blocks_at = round_up(g->words_at + pages * sizeof(shmq_a64), SHMQ_LINE);
     g->small_at = round_up(g->blocks_at + pages * sizeof(struct shmq_block_header), SHMQ_PAGE);
     g->large_at = round_up(g->small_at + (uint64_t)g->small_pages * SHMQ_SMALL_PAGE,
@@ -74,6 +80,9 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     g->first_cursor = p->first_cursor & ~UINT64_C(7);
     if (p->policy > SHMQ_EVICT || (p->policy != 0 && p->kind != SHMQ_KIND_TOPIC)) return false;
     g->history = p->history;
+    g->pending = p->max_unacked;
+    g->max_deliveries = p->max_deliveries;
+    g->visibility_ns = p->visibility_ns;
     if (p->kind != SHMQ_KIND_SPSC) {
         if (p->inline_bytes > RING_MAX) return false;
         g->slot_bytes = (uint32_t)round_up(sizeof(struct shmq_slot) + p->inline_bytes, SHMQ_LINE);

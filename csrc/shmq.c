@@ -43,6 +43,7 @@ static void bind_structures(shmq_queue *q) {
     uint8_t *base = q->segment.base;
     q->control = q->segment.control;
     shmq_ring_bind(&q->ring, &q->segment);
+    shmq_pending_bind(&q->pending, &q->segment);
     q->arena = (struct shmq_arena){
         .words = (shmq_a64 *)(void *)(base + g->words_at),
         .headers = (struct shmq_block_header *)(void *)(base + g->blocks_at),
@@ -69,6 +70,7 @@ bool shmq_prepare(shmq_queue *q) {
 void shmq_settle_in(shmq_queue *q) {
     q->arena.owner = q->me.index;
     shmq_ring_join(&q->ring, q->me.index);
+    q->pending.owner = q->me.index;
     q->counters = &q->segment.peers[q->me.index];
 }
 
@@ -92,7 +94,8 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
         uint32_t repaired;
         shmq_wait_register();
         if (creating) shmq_ring_init(&q->ring);
-        else (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, UINT32_MAX, &repaired);
+        if (creating) shmq_pending_init(&q->pending);
+        else (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, &q->pending, UINT32_MAX, &repaired);
         int status = shmq_peers_join(&q->segment, &q->me);
         if (status != SHMQ_OK) {
             int error = errno;
@@ -213,6 +216,7 @@ void shmq_close(shmq_queue *q) {
             shmq_topic_unsubscribe(&q->ring.topic, q->me.index);
             (void)shmq_share_trim(&q->ring.topic, &q->arena); /* death before it: on the next reclaim */
         }
+        if (q->pending.count > 0) shmq_pending_return_all(&q->pending); /* what we have not acknowledged */
         /* Threads that wait on this handle look again and find it closed. */
         shmq_eventcount_wake_slow(&q->control->not_empty);
         shmq_eventcount_wake_slow(&q->control->not_full);
@@ -271,7 +275,7 @@ static int claim_role(shmq_queue *q, bool producer) {
         uint32_t owner = shmq_role_owner(holder), repaired;
         if (owner >= q->segment.geometry.peers) return SHMQ_CORRUPT;
         if (shmq_peers_alive(&q->segment, owner) != 0) return SHMQ_ROLE_TAKEN;
-        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, &q->pending, q->me.index, &repaired);
         if (repaired == 0) return SHMQ_NOT_READY; /* another reaper is at it, or we have no descriptor left */
     }
 }
@@ -289,7 +293,7 @@ int shmq_settle_roles(shmq_queue *q) {
         if (!dead_holder(q, &q->control->roles.producer) && !dead_holder(q, &q->control->roles.consumer))
             return SHMQ_OK;
         (void)nanosleep(&pause, NULL);
-        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+        (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, &q->pending, q->me.index, &repaired);
     }
     return SHMQ_ROLE_TAKEN;
 }
@@ -417,6 +421,8 @@ void shmq_block_give_back(shmq_block *b) {
     if (!is_forked(q)) { /* a forked child's copy of a block owns nothing */
         if (shmq_word_state(b->word) == SHMQ_PAGE_INFLIGHT) /* a subscriber's */
             shmq_share_release(&q->ring.topic, &q->arena, b->page, b->word);
+        else if (shmq_word_argument(b->word) != 0) /* a message's that is, or was, to be acknowledged */
+            shmq_keep_release(&q->arena, &q->pending, b->page, b->word);
         else (void)shmq_arena_free(&q->arena, b->page, b->word);
         (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
         note(q, SHMQ_OP_RELEASE, b->page);
@@ -452,19 +458,27 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
 }
 
 static int lease(shmq_queue *q, uint64_t handle, uint64_t position, shmq_block *b) {
-    if (!q->ring.is_topic) return shmq_arena_lease(&q->arena, handle, position, &b->page, &b->word);
+    if (!q->ring.is_topic) return shmq_arena_lease(&q->arena, handle, position, 0, &b->page, &b->word);
     int status = shmq_share_lease(&q->arena, handle, position, &b->page, &b->word);
     return status == SHMQ_LOOK_AGAIN ? shmq_topic_skip(&q->ring.topic, &q->get.ring.topic) : status;
 }
 
-/* Leases the block that a peeked record names; the caller then calls shmq_taken. */
-int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, shmq_block **block,
-                   const struct shmq_block_header **header) {
+/* `d`: of a message that is to be acknowledged, for the first time or again; or NULL. */
+static int lease_of(shmq_queue *q, const struct shmq_record *record, const struct shmq_delivery *d,
+                    shmq_block *b) {
+    if (record->bytes != sizeof(uint64_t)) return SHMQ_CORRUPT; /* a shorter one may end with the mapping */
+    uint64_t handle = load_relaxed((shmq_a64 *)(void *)record->payload);
+    if (d == NULL) return lease(q, handle, record->position, b);
+    return d->again ? shmq_keep_take(&q->arena, &q->pending, d, handle, &b->page, &b->word)
+                    : shmq_keep_lease(&q->arena, d, handle, record->position, &b->page, &b->word);
+}
+
+/* Leases the block that a peeked record names; the caller then calls shmq_taken, or shmq_lease_done. */
+int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, const struct shmq_delivery *d,
+                   shmq_block **block, const struct shmq_block_header **header) {
     shmq_block *b = malloc(sizeof *b);
     if (b == NULL) return SHMQ_OUT_OF_SPACE;
-    int status = SHMQ_CORRUPT;
-    if (record->bytes == sizeof(uint64_t)) /* before it is read: a shorter one may end with the mapping */
-        status = lease(q, load_relaxed((shmq_a64 *)(void *)record->payload), record->position, b);
+    int status = lease_of(q, record, d, b);
     /* Death here: LEASED(us) and still at the head; the reaper puts it back in flight.  Topic: a hold in our name,
      * which the reaper ends. */
     if (status == SHMQ_OK) {
@@ -501,6 +515,11 @@ void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before) {
     (void)shmq_eventcount_wake(&q->control->not_empty); /* another consumer may have it */
 }
 
+void shmq_count_got(shmq_queue *q, uint64_t bytes) {
+    count(&q->counters->messages_got, 1);
+    count(&q->counters->bytes_got, bytes);
+}
+
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
     shmq_ring_release(&q->ring, &q->get.ring);
     if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_full))) count(&q->counters->wakes, 1);
@@ -526,6 +545,7 @@ struct need {
     uint64_t cursor;
     uint64_t bytes;
     bool for_block;
+    uint64_t next_due; /* at_least_once: when a message is due again, as of the wait's begin */
 };
 
 static bool not_running(const shmq_queue *q) {
@@ -551,15 +571,25 @@ static uint64_t lost_producer(const shmq_queue *q) {
     return lost != load_relaxed(&q->told_of) ? lost : 0;
 }
 
+/* Is a message due again, or is one due earlier than this wait reckons with? */
+static bool due_again(const struct need *need) {
+    uint64_t due = load_relaxed(need->q->pending.next_due);
+    return due < need->next_due || (due != SHMQ_NEVER && due <= (uint64_t)shmq_now_ns());
+}
+
 static bool get_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
+    if (q->pending.count > 0) {
+        if (due_again(need)) return true;
+        if (!not_running(q) && !shmq_pending_vacant(&q->pending)) return false;
+    }
     if (lost_producer(q) != 0 || shmq_ring_unread(&q->ring, need->cursor)) return true;
     if (SHMQ_LIKELY(!not_running(q))) return false;
     /* Draining, and a producer is at work: its message is still to come, or it is dead. */
     bool to_come = load32_relaxed(&q->open) != 0 &&
                    load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
-                   !shmq_ring_drained(&q->ring, need->cursor);
+                   (!shmq_ring_drained(&q->ring, need->cursor) || shmq_pending_others_hold(&q->pending));
     return !to_come;
 }
 
@@ -571,7 +601,7 @@ static bool look_is_due(const shmq_queue *q) {
 /* How many dead it found. */
 static uint32_t look_for_the_dead(shmq_queue *q) {
     uint32_t repaired;
-    (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, &repaired);
+    (void)shmq_recover_all(&q->segment, &q->ring, &q->arena, &q->pending, q->me.index, &repaired);
     if (repaired > 0) count(&q->counters->reaps, repaired);
     store_relaxed(&q->looked_ns, (uint64_t)shmq_now_ns());
     return repaired;
@@ -596,7 +626,7 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
 }
 
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
-    struct need need = {q, cursor, bytes, for_block};
+    struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
     if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
@@ -605,15 +635,40 @@ int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes
 }
 
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
-    struct need need = {q, cursor, 0, false};
+    struct need need = {.q = q, .cursor = cursor, .next_due = SHMQ_NEVER};
+    int64_t until = deadline_ns;
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_GET, 0);
-    int status = wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, deadline_ns);
+    if (q->pending.count > 0) {
+        need.next_due = load_relaxed(q->pending.next_due);
+        if (need.next_due < (uint64_t)deadline_ns) until = (int64_t)need.next_due;
+    }
+    int status = wait_until(q, &q->control->not_empty, &q->get.waiter, get_ready, &need, until);
+    if (status == SHMQ_EMPTY && until < deadline_ns) status = SHMQ_OK; /* it is due */
     uint64_t lost = lost_producer(q);
     /* Before the last look: what the dead had put was published before its role was given up. */
     if (lost == 0 || status == SHMQ_INTERRUPTED || not_running(q) || shmq_ring_unread(&q->ring, cursor))
         return status;
     store_relaxed(&q->told_of, lost); /* relaxed: only threads of this handle care, and either may be told */
     return SHMQ_PEER_DEAD;
+}
+
+static bool all_acked(const shmq_queue *q) {
+    uint64_t unacked, waiting;
+    /* The ring first: a message goes from there to the table, and never back. */
+    if (!shmq_mpmc_untouched(&q->ring.mpmc)) return false;
+    shmq_pending_count(&q->pending, &unacked, &waiting);
+    return unacked + waiting == 0;
+}
+
+static bool acked_ready(void *context) {
+    const struct need *need = context;
+    return load32_relaxed(&need->q->open) == 0 || all_acked(need->q);
+}
+
+int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns) {
+    struct need need = {.q = q};
+    int status = wait_until(q, &q->control->not_full, &q->put.waiter, acked_ready, &need, deadline_ns);
+    return status == SHMQ_OK && load32_relaxed(&q->open) == 0 ? SHMQ_CLOSED : status;
 }
 
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
@@ -741,20 +796,21 @@ int shmq_publish(shmq_block *b, const shmq_tensor *tensor, int64_t deadline_ns) 
     return status;
 }
 
-static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message *m) {
+void shmq_message_of_block(shmq_block *block, uint16_t codec, const struct shmq_block_header *h,
+                           shmq_message *m) {
+    m->block = block;
+    m->codec = codec;
+    m->unused = 0;
+    m->data = block->data;
+    m->bytes = block->bytes;
+    m->meta_bytes = h->meta_bytes == sizeof m->tensor ? (uint32_t)sizeof m->tensor : 0;
+    memcpy(&m->tensor, h->meta, m->meta_bytes);
+}
+
+int shmq_copy_inline(shmq_queue *q, const struct shmq_record *record, shmq_message *m) {
     m->block = NULL;
     m->codec = record->codec;
     m->unused = 0;
-    if ((record->flags & SHMQ_RECORD_BLOCK) != 0) {
-        const struct shmq_block_header *h;
-        int status = shmq_try_lease(q, record, &m->block, &h);
-        if (status != SHMQ_OK) return status;
-        m->data = m->block->data;
-        m->bytes = m->block->bytes;
-        m->meta_bytes = h->meta_bytes == sizeof m->tensor ? (uint32_t)sizeof m->tensor : 0;
-        memcpy(&m->tensor, h->meta, m->meta_bytes);
-        return SHMQ_OK;
-    }
     if (q->inline_copy == NULL && (q->inline_copy = malloc(q->ring.inline_bytes)) == NULL)
         return SHMQ_OUT_OF_SPACE;
     m->meta_bytes =
@@ -766,8 +822,17 @@ static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message
     return SHMQ_OK;
 }
 
+static int receive(shmq_queue *q, const struct shmq_record *record, shmq_message *m) {
+    shmq_block *block;
+    const struct shmq_block_header *h;
+    if ((record->flags & SHMQ_RECORD_BLOCK) == 0) return shmq_copy_inline(q, record, m);
+    int status = shmq_try_lease(q, record, NULL, &block, &h);
+    if (status == SHMQ_OK) shmq_message_of_block(block, record->codec, h, m);
+    return status;
+}
+
 int shmq_get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
-    if (q == NULL || m == NULL) return SHMQ_INVALID;
+    if (q == NULL || m == NULL || q->pending.count > 0) return SHMQ_INVALID;
     for (;;) {
         struct shmq_record record;
         int status = may_get(q);
@@ -840,7 +905,7 @@ int shmq_reap(shmq_queue *q, uint32_t *repaired) {
     int status = shmq_usable(q);
     *repaired = 0;
     if (status != SHMQ_OK || q->observer) return status != SHMQ_OK ? status : SHMQ_INVALID;
-    return shmq_recover_all(&q->segment, &q->ring, &q->arena, q->me.index, repaired);
+    return shmq_recover_all(&q->segment, &q->ring, &q->arena, &q->pending, q->me.index, repaired);
 }
 
 const char *shmq_status_text(int status) {
@@ -864,6 +929,8 @@ const char *shmq_status_text(int status) {
                                         "invalid argument",
                                         "system call failed",
                                         "producer dead",
-                                        "subscription ended by a publisher"};
+                                        "subscription ended by a publisher",
+                                        "delivered again meanwhile",
+                                        "too many messages not acknowledged"};
     return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }

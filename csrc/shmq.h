@@ -70,7 +70,9 @@ enum shmq_status {
     SHMQ_SYSTEM = 18,        /* a system call failed: errno says why */
     SHMQ_PEER_DEAD = 19, /* every producer of an spsc queue or topic is gone, the last by death, and what they
                                 put is drained; a wait says so once, the next one waits for a successor */
-    SHMQ_EVICTED = 20    /* this subscription was too slow, and was ended by a publisher */
+    SHMQ_EVICTED = 20,   /* this subscription was too slow, and was ended by a publisher */
+    SHMQ_STALE = 21,     /* the message was delivered again meanwhile; nothing changed */
+    SHMQ_UNACKED_FULL = 22 /* max_unacked messages wait for their acknowledgement, or to be delivered again */
 };
 
 /* How a payload is encoded.  The C side moves payloads and never decodes them. */
@@ -155,6 +157,16 @@ typedef struct shmq_message {
     shmq_tensor tensor; /* if codec is SHMQ_TENSOR */
 } shmq_message;
 
+/* One delivery of a message that is to be acknowledged. */
+typedef struct shmq_delivery {
+    uint64_t word;  /* its entry's word: names this delivery and no other */
+    uint32_t entry; /* of the pending table */
+    uint32_t
+        deliveries; /* 1: the first.  Above max_deliveries: do not work on it again, put it aside and ack */
+    uint32_t again; /* this handle took it from the pending table, not from the ring */
+    uint32_t unused;
+} shmq_delivery;
+
 enum shmq_kind {
     SHMQ_KIND_SPSC = 1, /* one producer and one consumer at a time: a ring of bytes */
     SHMQ_KIND_MPMC = 2, /* any number of both: a ring of slots */
@@ -178,6 +190,13 @@ typedef struct shmq_params {
     uint32_t kind;         /* enum shmq_kind */
     uint32_t policy;       /* topic: enum shmq_policy; else 0 */
     uint32_t history;      /* topic: messages kept for late subscribers, at most half of the slots; else 0 */
+    uint32_t
+        max_unacked; /* mpmc: 0, or the messages that may be leased and not acked, or wait to be delivered
+                              again, at a time; then every message is acked (shmq_lease), at most 1 Mi */
+    uint64_t
+        visibility_ns; /* with max_unacked: what is not acked for so long is delivered again; 0: only once
+                                its consumer died or gave it back */
+    uint32_t max_deliveries; /* with max_unacked: see shmq_delivery; 0: no limit */
     uint32_t unused;
 } shmq_params;
 
@@ -189,6 +208,9 @@ typedef struct shmq_stats {
     uint64_t largest_message_bytes;
     uint64_t pages[6]; /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
+    uint64_t unacked, waiting_again; /* at_least_once: leased and not acked; to be delivered again */
+    uint64_t visibility_ns;
+    uint32_t max_unacked, max_deliveries;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
     uint32_t full;                         /* 1: a payload of inline_bytes finds no room in the ring */
     uint32_t policy, history, subscribers; /* topic */
@@ -275,6 +297,18 @@ int shmq_put_many(shmq_queue *queue, const void *data, uint64_t each, uint64_t c
 /* Takes the next message.  Release it with shmq_message_release. */
 int shmq_get(shmq_queue *queue, shmq_message *message, int64_t deadline_ns);
 void shmq_message_release(shmq_message *message);
+
+/* On a queue with max_unacked, where it takes the place of shmq_get: takes the next message, which is delivered again,
+ * to this consumer or another, unless it is acked before this handle ends or its process dies.  Do not write to a
+ * block's memory: it may be delivered again.  Release the message in any case.  SHMQ_UNACKED_FULL: where the deadline
+ * passes and there is no room for another unacked one. */
+int shmq_lease(shmq_queue *queue, shmq_message *message, shmq_delivery *delivery, int64_t deadline_ns);
+/* The message is done.  SHMQ_STALE: it was delivered again meanwhile, and is another's. */
+int shmq_ack(shmq_queue *queue, const shmq_delivery *delivery);
+/* Gives it back: it is delivered again after `delay_ns`. */
+int shmq_nack(shmq_queue *queue, const shmq_delivery *delivery, uint64_t delay_ns);
+/* Waits until every message that was put is acked. */
+int shmq_join(shmq_queue *queue, int64_t deadline_ns);
 
 /* Lends `bytes` of shared memory to write a payload in place: no copy. */
 int shmq_loan(shmq_queue *queue, uint64_t bytes, int64_t deadline_ns, shmq_block **block);

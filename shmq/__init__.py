@@ -9,11 +9,13 @@ msg = q.get(timeout=1.0)                 # arrays are zero-copy views that own t
 from importlib.metadata import version
 from pathlib import Path
 
+from .delivery import Message
 from .errors import (
     AbiMismatch,
     ArenaFull,
     Closed,
     Corrupt,
+    DeadLetterFull,
     DecodeError,
     Empty,
     Evicted,
@@ -33,6 +35,8 @@ from .errors import (
     ShmqError,
     ShutDown,
     StaleHandle,
+    StaleLease,
+    UnackedFull,
     Unencodable,
     WrongKind,
     WrongOwner,
@@ -59,6 +63,7 @@ __all__ = [
     "ArenaFull",
     "Closed",
     "Corrupt",
+    "DeadLetterFull",
     "DeadPeer",
     "DecodeError",
     "Empty",
@@ -68,6 +73,7 @@ __all__ = [
     "Full",
     "InvalidName",
     "Loan",
+    "Message",
     "MessageTooLarge",
     "NameTaken",
     "NotASegment",
@@ -87,8 +93,10 @@ __all__ = [
     "ShutDown",
     "Snapshot",
     "StaleHandle",
+    "StaleLease",
     "Subscription",
     "Topic",
+    "UnackedFull",
     "Unencodable",
     "WrongKind",
     "WrongOwner",

@@ -18,10 +18,13 @@ SOURCES = [
     "mpmc",
     "topic",
     "arena",
+    "pending",
     "share",
+    "keep",
     "ring",
     "recover",
     "shmq",
+    "lease",
     "look",
 ]
 
@@ -44,6 +47,8 @@ int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t m
 void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
+int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list);
+int py_join(shmq_queue *q, int64_t deadline_ns);
 int py_look_around(shmq_queue *q);
 #define PY_ENCODE -1
 """

@@ -473,7 +473,7 @@ static PyObject *take_block(shmq_queue *q, const struct shmq_record *r, const st
                             int *status) {
     const struct shmq_block_header *h;
     shmq_block *b;
-    if ((*status = shmq_try_lease(q, r, &b, &h)) != SHMQ_OK) {
+    if ((*status = shmq_try_lease(q, r, NULL, &b, &h)) != SHMQ_OK) {
         shmq_put_back(q, before);
         return NULL;
     }
@@ -624,6 +624,65 @@ static Py_ssize_t take_run(shmq_queue *q, PyObject *list, Py_ssize_t max, int *s
         copied += copied_bytes(object);
     }
     return done;
+}
+
+/* ---- lease ---- */
+
+/* What lies in the ring or in the pending table, copied; read-only, as it may be delivered again. */
+static PyObject *leased_inline(const struct shmq_record *r) {
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)r->payload, (Py_ssize_t)r->bytes);
+    return r->codec == SHMQ_RAW ? payload : labelled(r->codec, payload, NULL, r->payload, r->bytes);
+}
+
+/* Leases the next message: `list` gets it, as take has it.  Where memory runs out it waits again, not lost. */
+static int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list) {
+    struct shmq_record r;
+    shmq_block *b = NULL;
+    const struct shmq_block_header *h;
+    int status = shmq_get_begin(q);
+    if (status == SHMQ_OK) status = shmq_lease_begin(q, d, &r, &b, &h);
+    if (status != SHMQ_OK) return status;
+    int is_array = b != NULL && (r.codec == SHMQ_TENSOR || r.codec == SHMQ_ENVELOPE);
+    uint64_t bytes = b != NULL ? b->bytes : r.bytes;
+    PyObject *meta = NULL, *object;
+    if (b != NULL) {
+        uint32_t meta_bytes = *(const volatile uint32_t *)&h->meta_bytes; /* once */
+        meta =
+            PyBytes_FromStringAndSize((const char *)h->meta, meta_bytes <= SHMQ_META_BYTES ? meta_bytes : 0);
+        object = is_array ? lease_new(b) : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
+    } else {
+        object = leased_inline(&r);
+    }
+    if (object == NULL || (b != NULL && meta == NULL)) {
+        PyErr_Clear();
+        if (is_array && object != NULL) ((struct lease *)object)->block = NULL;
+        shmq_lease_cancel(q, d, &r, b);
+        Py_XDECREF(object);
+        Py_XDECREF(meta);
+        return SHMQ_OUT_OF_SPACE;
+    }
+    status = shmq_lease_done(q, d, &r, bytes);
+    if (is_array) {
+        ((struct lease *)object)->read_only = 1;
+        object = labelled(r.codec, object, meta, b->data, bytes);
+    } else if (b != NULL) {
+        copy(PyBytes_AsString(object), b->data, bytes);
+        shmq_block_release(b);
+        if (r.codec != SHMQ_RAW) object = labelled(r.codec, object, meta, NULL, bytes);
+        else Py_DECREF(meta);
+    }
+    int appended = append((PyObject *)list, object);
+    if (status == SHMQ_OK && appended != SHMQ_OK) (void)shmq_nack(q, d, 0);
+    return status != SHMQ_OK ? status : appended;
+}
+
+static int py_join(shmq_queue *q, int64_t deadline_ns) {
+    if (!shmq_try_pin(q)) return SHMQ_CLOSED;
+    PyThreadState *state = PyEval_SaveThread();
+    int status = shmq_wait_acked(q, deadline_ns);
+    PyEval_RestoreThread(state);
+    shmq_unpin(q);
+    return status;
 }
 
 /* ---- the hot three, as built-in functions bound to a handle ---- */

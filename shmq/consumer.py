@@ -45,9 +45,9 @@ class Consumer(Handle):
         """A message, or what ``_take_many(max_items)`` returns, once it is not a status."""
         item: Any = status
         while type(item) is int:
-            if item == lib.SHMQ_EMPTY:
+            if item in (lib.SHMQ_EMPTY, lib.SHMQ_UNACKED_FULL):
                 if time.monotonic_ns() >= deadline and not lib.py_look_around(self._c):
-                    errors.raise_status(lib.SHMQ_EMPTY, self.name)
+                    errors.raise_status(item, self.name)
                 item = lib.py_wait_get(self._c, slice_end_ns(deadline))
             elif item not in (lib.SHMQ_OK, lib.SHMQ_PEER_DEAD):  # these: it has waited
                 self._recover_or_raise(item, 0)

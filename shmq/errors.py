@@ -60,6 +60,18 @@ class PeerDead(ShmqError):
     messages: int = 0
 
 
+class StaleLease(ShmqError):
+    """The message was settled before, or was delivered again because it was not acknowledged in time."""
+
+
+class UnackedFull(Empty):
+    """So many messages are leased and not acknowledged that no further one can be."""
+
+
+class DeadLetterFull(Full):
+    """A message was delivered too often, and the dead-letter queue has no room for it."""
+
+
 class Evicted(ShmqError):
     """A publisher ended this subscription because it was too far behind (a topic with policy "evict")."""
 
@@ -157,6 +169,16 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
         "let it close its handle first",
     ),
     lib.SHMQ_PEER_DEAD: (PeerDead, "its producer died"),
+    lib.SHMQ_STALE: (
+        StaleLease,
+        "this message was delivered again meanwhile, because it was not acknowledged within the queue's "
+        "visibility timeout; what was done for it may be done twice",
+    ),
+    lib.SHMQ_UNACKED_FULL: (
+        UnackedFull,
+        "as many messages as max_unacked allows wait for their acknowledgement, or to be delivered again; "
+        "acknowledge some, or create the queue with a larger max_unacked",
+    ),
     lib.SHMQ_EVICTED: (
         Evicted,
         "this subscription fell a whole ring behind, or held up the arena, and a publisher ended it; "

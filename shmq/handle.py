@@ -62,6 +62,8 @@ class Handle:
         "_full_texts",
         "_identity",
         "_inline_bytes",
+        "_max_deliveries",
+        "_max_unacked",
         "_options",
         "_owns_name",
         "_put",
@@ -133,6 +135,8 @@ class Handle:
             raise MemoryError
         self._put, self._take, self._try_take, self._take_many = bound
         self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
+        self._max_deliveries = found.max_deliveries
+        self._max_unacked = found.max_unacked
         self._full_texts = (
             f"the ring of {found.ring_bytes:,} bytes is full; consume faster, wait (timeout=...), or create "
             "the queue with a larger ring_bytes",
@@ -252,6 +256,9 @@ def make_params(
     max_peers: int,
     policy: int = 0,
     history: int = 0,
+    max_unacked: int = 0,
+    visibility: float | None = None,
+    max_deliveries: int = 0,
 ) -> Any:
     """Checked sizes as the C side takes them.  Raises TypeError and ValueError."""
     limits = [
@@ -260,6 +267,8 @@ def make_params(
         ("inline_bytes", INLINE_BYTES[kind] if inline_bytes is None else inline_bytes, 8, 1 << 28),
         ("max_peers", max_peers, 1, MAX_PEERS[kind]),
         ("history", history, 0, 1 << 23),
+        ("max_unacked", max_unacked, 0, 1 << 20),
+        ("max_deliveries", max_deliveries, 0, 1 << 31),
     ]
     for label, value, low, high in limits:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -282,8 +291,24 @@ def make_params(
             f"history={history:,}: must be at most {slots // 2:,}, half of the {slots:,} slots of "
             f"ring_bytes={ring:,}; choose a larger ring_bytes"
         )
-    sizes = [ring, arena_bytes, CURSOR_START, inline_bytes, max_peers, KINDS[kind], policy, history, 0]
-    return ffi.new("shmq_params *", sizes)
+    if visibility is not None and not 0.001 <= visibility <= 1e9:
+        raise ValueError(f"visibility={visibility!r}: must be between 0.001 and 1e9 seconds, or None")
+    return ffi.new(
+        "shmq_params *",
+        {
+            "ring_bytes": ring,
+            "arena_bytes": arena_bytes,
+            "first_cursor": CURSOR_START,
+            "inline_bytes": inline_bytes,
+            "peers": max_peers,
+            "kind": KINDS[kind],
+            "policy": policy,
+            "history": history,
+            "max_unacked": max_unacked,
+            "visibility_ns": int((visibility or 0) * 1e9),
+            "max_deliveries": max_deliveries,
+        },
+    )
 
 
 def check_options(allow_pickle: bool, arrays: Arrays, kind: Any) -> Options:

@@ -1,14 +1,20 @@
 """``Queue``: a handle with ``queue.Queue``'s verbs, from ``producer.py`` and ``consumer.py``."""
 
+import time
 from typing import Any, ClassVar, Literal, Self
 
-from . import errors
+from . import delivery, errors
+from ._core import lib
+from .clock import deadline_ns, slice_end_ns
 from .consumer import Consumer
-from .handle import DEFAULTS, check_options, make_params
+from .delivery import Message
+from .handle import DEFAULTS, Options, check_options, make_params
 from .producer import Producer
+from .segment import Identity
 from .tensor import Arrays
 
 Kind = Literal["spsc", "mpmc"]
+Delivery = Literal["at_most_once", "at_least_once"]
 
 
 class Queue(Producer, Consumer):
@@ -29,6 +35,13 @@ class Queue(Producer, Consumer):
     ``arena_bytes`` holds longer payloads and every array above 1 KiB, and is the largest message;
     ``max_peers`` is how many handles may be open at once (at most 4,095).
 
+    ``delivery="at_least_once"`` (with "mpmc"): a consumer leases a message and acknowledges it (``lease``); until
+    then it is delivered again, flagged by ``Message.deliveries``, if its consumer dies, closes its handle or gives it
+    back.  ``get`` leases and acknowledges in one.  ``max_unacked`` messages (1,024) may be leased, or wait to be
+    delivered again, at a time; each takes a slot of memory beside the ring.  ``visibility`` (None: for ever) is how
+    many seconds a living consumer may take; a message that it still holds then is delivered again as a copy.  What was
+    delivered ``max_deliveries`` times (5; 0: no limit) goes to the dead-letter queue, the queue ``<name>.dead``.
+
     On the receiving side: ``allow_pickle`` decodes pickled messages (which runs code that the sender chose);
     ``arrays`` is "auto" (as sent: numpy or torch), "numpy" or "torch"; ``type`` is what msgpack messages are
     decoded into (a dataclass, ``msgspec.Struct``, ...; see msgspec).
@@ -37,8 +50,9 @@ class Queue(Producer, Consumer):
     child, where it attaches anew on first use.
     """
 
-    __slots__ = ()
+    __slots__ = ("_acknowledged",)
     _kinds: ClassVar[tuple[str, ...]] = ("spsc", "mpmc")
+    _acknowledged: delivery.Acknowledged | None
 
     def __init__(
         self,
@@ -49,19 +63,30 @@ class Queue(Producer, Consumer):
         arena_bytes: int = DEFAULTS["arena_bytes"],
         inline_bytes: int | None = None,
         max_peers: int = DEFAULTS["max_peers"],
+        delivery: Delivery | None = None,
+        max_unacked: int | None = None,
+        visibility: float | None = None,
+        max_deliveries: int | None = None,
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
     ) -> None:
-        params = _params(kind, ring_bytes, arena_bytes, inline_bytes, max_peers)
+        params = _params(
+            kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
+            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
+        )  # fmt: skip
 
         def check() -> None:
-            found = self.stats().kind
-            if kind is not None and found != kind:
-                raise errors.WrongKind(
-                    f"queue {name!r}: exists and is of kind {found!r}, not {kind!r}; leave out kind=, remove "
-                    "it (shmq rm), or use another name"
-                )
+            found = self.stats()
+            for label, asked, is_there in (
+                ("kind", kind, found.kind),
+                ("delivery", delivery, found.delivery),
+            ):
+                if asked is not None and asked != is_there:
+                    raise errors.WrongKind(
+                        f"queue {name!r}: exists and is of {label} {is_there!r}, not {asked!r}; leave out {label}=, "
+                        "remove it (shmq rm), or use another name"
+                    )
 
         self._open(name, params, check_options(allow_pickle, arrays, type), check)
 
@@ -75,6 +100,10 @@ class Queue(Producer, Consumer):
         arena_bytes: int = DEFAULTS["arena_bytes"],
         inline_bytes: int | None = None,
         max_peers: int = DEFAULTS["max_peers"],
+        delivery: Delivery | None = None,
+        max_unacked: int | None = None,
+        visibility: float | None = None,
+        max_deliveries: int | None = None,
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
@@ -83,7 +112,10 @@ class Queue(Producer, Consumer):
 
         Raises ``OutOfSpace`` where its memory cannot be reserved; then no name is left behind."""
         self = cls.__new__(cls)
-        params = _params(kind, ring_bytes, arena_bytes, inline_bytes, max_peers)
+        params = _params(
+            kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
+            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
+        )  # fmt: skip
         self._create(name, params, check_options(allow_pickle, arrays, type))
         return self
 
@@ -104,6 +136,82 @@ class Queue(Producer, Consumer):
         self._attach(name, check_options(allow_pickle, arrays, type), timeout)
         return self
 
+    def _bind(self, name: str, handle: Any, identity: Identity, options: Options) -> None:
+        super()._bind(name, handle, identity, options)
+        self._acknowledged = None
+        if self._max_unacked:
+            taker = self._acknowledged = delivery.Acknowledged(self)
+            self._take, self._try_take, self._take_many = taker.take, taker.try_take, taker.take_many
+
+    def lease(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Message:
+        """Takes the next message of an at_least_once queue; waits as ``get`` does.
+
+        Oldest first: what is to be delivered again comes before what was never delivered.  Raises like ``get``, and
+        ``UnackedFull`` (an ``Empty``) where ``max_unacked`` messages are not acknowledged, ``DeadLetterFull``.
+        A message that cannot be decoded is given back; after ``max_deliveries`` it is in the dead-letter queue."""
+        deadline = deadline_ns(timeout) if block else 0
+        taker = self._taker()
+        while True:
+            item, found = taker.lease()
+            if found is not None:
+                try:
+                    return Message(self, found, item, copy)
+                except BaseException:
+                    lib.shmq_nack(self._c, found, 0)
+                    raise
+            if item not in (lib.SHMQ_EMPTY, lib.SHMQ_UNACKED_FULL):
+                self._recover_or_raise(item, 0)
+            elif time.monotonic_ns() < deadline:
+                lib.py_wait_get(self._c, slice_end_ns(deadline))
+            elif not lib.py_look_around(self._c):
+                errors.raise_status(item, self.name)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until every message that was put into an at_least_once queue is acknowledged.
+
+        ``TimeoutError`` after ``timeout`` seconds."""
+        self._taker()
+        deadline = deadline_ns(timeout)
+        while status := lib.py_join(self._c, slice_end_ns(deadline)):
+            if status not in (lib.SHMQ_EMPTY, lib.SHMQ_INTERRUPTED):
+                self._recover_or_raise(status, 0)
+            elif time.monotonic_ns() >= deadline:
+                found = self.stats()
+                raise TimeoutError(
+                    f"queue {self.name!r}: {found.qsize:,} messages wait, {found.unacked:,} are leased and not "
+                    f"acknowledged, {found.waiting_again:,} wait to be delivered again"
+                )
+
+    def dead_letters(self) -> "Queue":
+        """The queue of what was delivered ``max_deliveries`` times in vain; made by the first who asks.
+
+        Its sizes are this queue's.  The handle is this handle's own, and is closed with it."""
+        taker = self._taker()
+        if taker.dead is None or taker.dead.closed:
+            found = self.stats()
+            taker.dead = Queue(
+                self.name + delivery.DEAD_SUFFIX,
+                kind="mpmc",
+                ring_bytes=found.ring_bytes,
+                arena_bytes=found.arena_bytes,
+                inline_bytes=found.inline_bytes,
+            )
+        return taker.dead
+
+    def close(self) -> None:
+        """As ``Handle.close``.  What this handle leased and did not acknowledge is given back."""
+        taker = self._acknowledged
+        super().close()
+        if taker is not None and taker.dead is not None:
+            taker.dead.close()
+
+    def _taker(self) -> delivery.Acknowledged:
+        if self._acknowledged is None:
+            raise errors.WrongKind(
+                f"queue {self.name!r}: its messages are not acknowledged; create it with delivery='at_least_once'"
+            )
+        return self._acknowledged
+
     def qsize(self) -> int:
         """Messages that wait.  Others may put and get at any moment."""
         return self.stats().qsize
@@ -117,9 +225,38 @@ class Queue(Producer, Consumer):
         return self.stats().full
 
 
+def _acknowledgement(
+    kind: Kind | None,
+    delivery_: Delivery | None,
+    max_unacked: int | None,
+    visibility: float | None,
+    max_deliveries: int | None,
+) -> dict[str, Any]:
+    if delivery_ not in (None, "at_most_once", "at_least_once"):
+        raise ValueError(f"delivery={delivery_!r}: must be 'at_most_once' or 'at_least_once'")
+    if delivery_ != "at_least_once":
+        if (max_unacked, visibility, max_deliveries) != (None, None, None):
+            raise ValueError("max_unacked, visibility and max_deliveries need delivery='at_least_once'")
+        return {}
+    if kind == "spsc":
+        raise ValueError("delivery='at_least_once' needs kind='mpmc': what one consumer leaves, another gets")
+    if max_unacked == 0:
+        raise ValueError("max_unacked=0: must be between 1 and 1,048,576")
+    return {
+        "max_unacked": delivery.DEFAULT_MAX_UNACKED if max_unacked is None else max_unacked,
+        "visibility": visibility,
+        "max_deliveries": delivery.DEFAULT_MAX_DELIVERIES if max_deliveries is None else max_deliveries,
+    }
+
+
 def _params(
-    kind: Kind | None, ring_bytes: int, arena_bytes: int, inline_bytes: int | None, max_peers: int
+    kind: Kind | None,
+    ring_bytes: int,
+    arena_bytes: int,
+    inline_bytes: int | None,
+    max_peers: int,
+    acknowledgement: dict[str, Any],
 ) -> Any:
     if kind not in (None, "spsc", "mpmc"):
         raise ValueError(f"kind {kind!r}: must be one of 'spsc', 'mpmc'")
-    return make_params(kind or "mpmc", ring_bytes, arena_bytes, inline_bytes, max_peers)
+    return make_params(kind or "mpmc", ring_bytes, arena_bytes, inline_bytes, max_peers, **acknowledgement)

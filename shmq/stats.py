@@ -23,7 +23,8 @@ class QueueStats:
     the very slot that is next; a moment's matter, unless that process is stopped.  Of a topic,
     ``holds_up_put`` is the slowest subscriber where publishers wait for it; ``messages_got`` is what every
     subscriber has, ``qsize`` what the slowest has not; ``policy``, ``history`` and ``subscribers`` are None
-    for a queue. ``full``: a message of ``inline_bytes`` would find no room in the ring."""
+    for a queue. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps after a
+    delay; both are part of no ``qsize``. ``full``: a message of ``inline_bytes`` would find no room in the ring."""
 
     name: str
     uuid: str
@@ -49,6 +50,12 @@ class QueueStats:
     policy: str | None
     history: int | None
     subscribers: int | None
+    delivery: Literal["at_most_once", "at_least_once"]
+    unacked: int
+    waiting_again: int
+    max_unacked: int
+    max_deliveries: int
+    visibility: float | None
     shutdown: Literal["open", "draining", "immediate"]
 
 
@@ -156,6 +163,12 @@ def read(c: Any, name: str) -> QueueStats:
         policy=("block", "drop_oldest", "evict")[min(raw.policy, 2)] if topic else None,
         history=raw.history if topic else None,
         subscribers=raw.subscribers if topic else None,
+        delivery="at_least_once" if raw.max_unacked else "at_most_once",
+        unacked=raw.unacked,
+        waiting_again=raw.waiting_again,
+        max_unacked=raw.max_unacked,
+        max_deliveries=raw.max_deliveries,
+        visibility=raw.visibility_ns / 1e9 or None,
         shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
     )
 

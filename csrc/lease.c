@@ -1,0 +1,150 @@
+/* lease.c: delivery at least once: lease, acknowledge, give back.
+ *
+ * Idea: a message is leased in two steps, with the caller's copying between them:
+ *
+ *     begin   new:    slot READY -> READING(me), entry VACANT -> FILLING(me), block -> LEASED(me, entry)
+ *             again:  entry WAITING or overdue -> MOVING(me), block RETURNED -> LEASED(me, entry), or a copy
+ *     (the caller copies what lies in-line: nobody can take it from us meanwhile)
+ *     done    new:    entry filled, -> UNACKED(me) (L1); slot -> FREE for the next lap (L2)
+ *             again:  entry counted, -> UNACKED(me)
+ *
+ * Death before L1: the slot becomes READY again.  Between L1 and L2: the entry is the truth, and the reaper frees the
+ * slot (recover.c).  After that the message belongs to the entry alone.
+ */
+#include "core.h"
+
+static int begin_again(shmq_queue *q, uint64_t now_ns, struct shmq_delivery *d, struct shmq_record *r,
+                       shmq_block **block, const struct shmq_block_header **header) {
+    int status = shmq_pending_record(&q->pending, d, q->ring.inline_bytes, r);
+    if (status == SHMQ_OK && (r->flags & SHMQ_RECORD_BLOCK) != 0)
+        status = shmq_try_lease(q, r, d, block, header);
+    if (status == SHMQ_OK) return SHMQ_OK;
+    /* No room for a copy now: later.  Death before it: MOVING(us), waits again. */
+    shmq_pending_put_back(&q->pending, d, now_ns + SHMQ_SLICE_NS / 10);
+    return status;
+}
+
+int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *d, struct shmq_record *r, shmq_block **block,
+                     const struct shmq_block_header **header) {
+    uint64_t now = (uint64_t)shmq_now_ns();
+    *block = NULL;
+    d->again = shmq_pending_try_take(&q->pending, now, d) == SHMQ_OK;
+    if (d->again) return begin_again(q, now, d, r, block, header);
+    if (!shmq_pending_vacant(&q->pending)) return SHMQ_UNACKED_FULL;
+    int status = shmq_try_next(q, r);
+    if (status == SHMQ_SHUT_DOWN && load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
+        shmq_pending_others_hold(&q->pending))
+        return SHMQ_EMPTY;
+    if (status != SHMQ_OK) return status;
+    status = shmq_pending_try_claim(&q->pending, d);
+    if (status == SHMQ_OK && (r->flags & SHMQ_RECORD_BLOCK) != 0 &&
+        (status = shmq_try_lease(q, r, d, block, header)) != SHMQ_OK)
+        shmq_pending_give_up(&q->pending, d);
+    if (status != SHMQ_OK) shmq_put_back(q, &q->get.ring.spsc);
+    return status;
+}
+
+/* For want of memory: it is there again. */
+void shmq_lease_cancel(shmq_queue *q, struct shmq_delivery *d, const struct shmq_record *r,
+                       shmq_block *block) {
+    if (d->again) {
+        shmq_block_release(block);
+        shmq_pending_put_back(&q->pending, d, 0);
+        return;
+    }
+    if (block != NULL) shmq_unlease(block, r); /* first: the message must not be there before its block is */
+    shmq_pending_give_up(&q->pending, d);
+    shmq_put_back(q, &q->get.ring.spsc);
+}
+
+int shmq_lease_done(shmq_queue *q, struct shmq_delivery *d, const struct shmq_record *r, uint64_t bytes) {
+    uint64_t now = (uint64_t)shmq_now_ns();
+    if (d->again) {
+        shmq_pending_deliver(&q->pending, d, now);
+        shmq_count_got(q, bytes);
+    } else {
+        const struct shmq_slot *slot = shmq_slot_at(&q->ring.mpmc, q->get.ring.mpmc.position);
+        shmq_pending_fill(&q->pending, d, slot, r, now); /* L1 */
+        shmq_taken(q, 1, bytes);                         /* L2 */
+    }
+    /* A thread that closes the handle stores that, then looks for what is UNACKED: one of the two sees the other's
+     * store, both are seq_cst. */
+    if (SHMQ_LIKELY(load32_seq_cst(&q->open) != 0)) return SHMQ_OK;
+    (void)shmq_pending_nack(&q->pending, d, 0);
+    return SHMQ_CLOSED;
+}
+
+/* Consumers wait for it, or for room in the table; producers that join, for the last one. */
+static void tell(shmq_queue *q) {
+    (void)shmq_eventcount_wake(&q->control->not_empty);
+    (void)shmq_eventcount_wake(&q->control->not_full);
+}
+
+int shmq_ack(shmq_queue *q, const struct shmq_delivery *d) {
+    uint64_t handle;
+    int status = q == NULL || d == NULL ? SHMQ_INVALID : shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    if (d->entry >= q->pending.count) return SHMQ_INVALID;
+    status =
+        shmq_pending_ack(&q->pending, d, &handle); /* K3.  Death behind it: LEASED(us), not named: freed */
+    if (status != SHMQ_OK) return status;
+    if (handle != SHMQ_NO_HANDLE) shmq_keep_acked(&q->arena, &q->pending, handle); /* K4 */
+    tell(q);
+    return SHMQ_OK;
+}
+
+int shmq_nack(shmq_queue *q, const struct shmq_delivery *d, uint64_t delay_ns) {
+    int status = q == NULL || d == NULL ? SHMQ_INVALID : shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    if (d->entry >= q->pending.count) return SHMQ_INVALID;
+    uint64_t due = delay_ns == 0 ? 0 : (uint64_t)shmq_deadline((int64_t)delay_ns);
+    status = shmq_pending_nack(&q->pending, d, due);
+    if (status == SHMQ_OK) tell(q);
+    return status;
+}
+
+/* ---- the blocking calls of the C interface ---- */
+
+static int copy_out(shmq_queue *q, const struct shmq_record *r, shmq_block *block,
+                    const struct shmq_block_header *h, shmq_message *m) {
+    if (block == NULL) return shmq_copy_inline(q, r, m);
+    shmq_message_of_block(block, r->codec, h, m);
+    return SHMQ_OK;
+}
+
+int shmq_lease(shmq_queue *q, shmq_message *m, shmq_delivery *d, int64_t deadline_ns) {
+    if (q == NULL || m == NULL || d == NULL || q->pending.count == 0) return SHMQ_INVALID;
+    for (;;) {
+        struct shmq_record r;
+        shmq_block *block;
+        const struct shmq_block_header *h;
+        int status = shmq_get_begin(q);
+        if (status == SHMQ_OK) status = shmq_lease_begin(q, d, &r, &block, &h);
+        if (status == SHMQ_OK) {
+            status = copy_out(q, &r, block, h, m);
+            if (status != SHMQ_OK) {
+                shmq_lease_cancel(q, d, &r, block);
+                return status;
+            }
+            status = shmq_lease_done(q, d, &r, m->bytes);
+            if (status != SHMQ_OK) shmq_message_release(m);
+            return status;
+        }
+        bool nothing = status == SHMQ_EMPTY || status == SHMQ_UNACKED_FULL;
+        if (nothing && deadline_ns <= SHMQ_NO_WAIT && shmq_look_around(q)) continue;
+        if (!nothing || deadline_ns <= SHMQ_NO_WAIT) return status;
+        shmq_pin(q);
+        int waited = shmq_wait_get(q, 0, deadline_ns);
+        shmq_unpin(q);
+        if (waited != SHMQ_OK) return waited == SHMQ_EMPTY ? status : waited;
+    }
+}
+
+int shmq_join(shmq_queue *q, int64_t deadline_ns) {
+    int status = q == NULL || q->pending.count == 0 ? SHMQ_INVALID : shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    shmq_pin(q);
+    status = shmq_wait_acked(q, deadline_ns);
+    shmq_unpin(q);
+    return status;
+}
