@@ -226,10 +226,6 @@ int shmq_pending_nack(const struct shmq_pending *p, const struct shmq_delivery *
     return SHMQ_OK;
 }
 
-bool shmq_pending_is_current(const struct shmq_pending *p, const struct shmq_delivery *d) {
-    return load_acquire(&p->entries[d->entry].word) == d->word;
-}
-
 /* What `owner` has not acknowledged waits again.  Of a dead one also what it was at work in. */
 static void take_away(const struct shmq_pending *p, uint32_t owner, bool is_dead) {
     for (uint32_t i = 0; i < p->count; i++) {

@@ -250,6 +250,7 @@ def _stat_sections(
     about = (
         ("name", stats.name),
         ("kind", stats.kind),
+        *([("delivery", stats.delivery)] if stats.max_unacked else []),
         ("state", stats.shutdown),
         ("creator pid", snapshot.creator_pid),
         ("age", _age(snapshot.created_at)),
@@ -260,6 +261,8 @@ def _stat_sections(
         ("put", f"{stats.messages_put}{put_rate}"),
         ("got", f"{stats.messages_got}{got_rate}"),
         ("queued", stats.qsize),
+        *([("unacked", f"{stats.unacked} of {stats.max_unacked}")] if stats.max_unacked else []),
+        *([("to be delivered again", stats.waiting_again)] if stats.max_unacked else []),
         ("largest possible", Bytes(stats.largest_message_bytes)),
         ("inline up to", Bytes(stats.inline_bytes)),
     )

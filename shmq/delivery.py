@@ -1,7 +1,7 @@
-"""Delivery at least once: ``Message``, and how a handle takes from a queue whose messages are acknowledged.
+"""Delivery at least once: ``Message``, and taking from a queue whose messages are acknowledged.
 
-A leased message is delivered again, to whoever leases next, unless it is acknowledged before its handle is closed
-or its process dies.  ``csrc/pending.c`` has the algorithm (Redis Streams' pending entries list).
+A leased message is delivered again, to whoever leases next, unless it is acknowledged before its handle is
+closed or its process dies.  ``csrc/pending.c`` has the algorithm (Redis Streams' pending entries list).
 """
 
 from types import TracebackType
@@ -24,25 +24,27 @@ DEAD_RETRY_NS = 500_000_000
 class Message:
     """A leased message.  Any thread of its process.
 
-    As a context manager it is acknowledged on a clean exit and given back on an exception.  One that is dropped
-    without either is given back at once.  Arrays in ``value`` are read-only views, since the message may have to be
-    delivered again; they stay valid after ``ack()`` for as long as they live."""
+    As a context manager it is acknowledged on a clean exit and given back on an exception.  One that is
+    dropped without either is given back at once.  Arrays in ``value`` are read-only views, since the message
+    may have to be delivered again; they stay valid after ``ack()`` for as long as they live."""
 
     __slots__ = ("_delivery", "_queue", "_settled", "value")
 
     def __init__(self, queue: "Queue", delivery: Any, item: Any, copy: bool) -> None:
         self._queue = queue
         self._delivery = delivery
-        self._settled = False
         self.value = queue._decode(item, copy)
+        self._settled = False  # last: what could not be decoded is its caller's to give back
 
     @property
     def deliveries(self) -> int:
-        """How often it was delivered, this time included.  Above 1: somebody may have worked on it already."""
+        """How often it was delivered, this time included.  Above 1: somebody may have worked on it."""
         return int(self._delivery.deliveries)
 
     def ack(self) -> None:
-        """The message is done.  ``StaleLease`` where it was delivered again meanwhile (``visibility``), or settled."""
+        """The message is done.
+
+        ``StaleLease`` where it was delivered again meanwhile (``visibility``), or settled before."""
         self._settle(lib.shmq_ack, "acknowledged")
 
     def nack(self, delay: float = 0.0) -> None:
@@ -90,7 +92,7 @@ class Message:
 
 
 class Acknowledged:
-    """The three ways to take, for a queue whose messages are acknowledged: lease, then ack, before the return."""
+    """The three ways to take where messages are acknowledged: lease, and ack before the return."""
 
     def __init__(self, queue: "Queue") -> None:
         self._queue = queue
@@ -110,15 +112,15 @@ class Acknowledged:
             self._put_aside(delivery, box[0])
 
     def _put_aside(self, delivery: Any, item: Any) -> None:
-        """Into the dead-letter queue.  A death between the two: it is put aside again, so it may be there twice."""
+        """Into the dead-letter queue.  A death between put and ack: then it is there twice."""
         queue = self._queue
         try:
             put_undecoded(queue.dead_letters(), item)
         except (errors.Full, DeadLetterFull) as e:
             lib.shmq_nack(queue._c, delivery, DEAD_RETRY_NS)
             raise DeadLetterFull(
-                f"queue {queue.name!r}: a message was delivered {delivery.deliveries - 1} times and not acknowledged, "
-                f"and finds no room in the dead-letter queue ({e}); empty {queue.name + DEAD_SUFFIX!r}"
+                f"queue {queue.name!r}: a message was delivered {delivery.deliveries - 1} times, never "
+                f"acknowledged, and finds no room in the dead-letter queue; empty that ({e})"
             ) from None
         except BaseException:
             lib.shmq_nack(queue._c, delivery, DEAD_RETRY_NS)

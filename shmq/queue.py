@@ -35,12 +35,13 @@ class Queue(Producer, Consumer):
     ``arena_bytes`` holds longer payloads and every array above 1 KiB, and is the largest message;
     ``max_peers`` is how many handles may be open at once (at most 4,095).
 
-    ``delivery="at_least_once"`` (with "mpmc"): a consumer leases a message and acknowledges it (``lease``); until
-    then it is delivered again, flagged by ``Message.deliveries``, if its consumer dies, closes its handle or gives it
-    back.  ``get`` leases and acknowledges in one.  ``max_unacked`` messages (1,024) may be leased, or wait to be
-    delivered again, at a time; each takes a slot of memory beside the ring.  ``visibility`` (None: for ever) is how
-    many seconds a living consumer may take; a message that it still holds then is delivered again as a copy.  What was
-    delivered ``max_deliveries`` times (5; 0: no limit) goes to the dead-letter queue, the queue ``<name>.dead``.
+    ``delivery="at_least_once"`` (with "mpmc"): a consumer leases a message and acknowledges it (``lease``);
+    until then it is delivered again, flagged by ``Message.deliveries``, if its consumer dies, closes its
+    handle or gives it back.  ``get`` leases and acknowledges in one.  ``max_unacked`` messages (1,024) may be
+    leased, or wait to be delivered again, at a time; each takes a slot of memory beside the ring.
+    ``visibility`` (None: for ever) is how many seconds a living consumer may take; what it holds longer is
+    delivered again, as a copy.  What was delivered ``max_deliveries`` times (5; 0: no limit) in vain goes to
+    the dead-letter queue, the queue ``<name>.dead``.
 
     On the receiving side: ``allow_pickle`` decodes pickled messages (which runs code that the sender chose);
     ``arrays`` is "auto" (as sent: numpy or torch), "numpy" or "torch"; ``type`` is what msgpack messages are
@@ -84,8 +85,8 @@ class Queue(Producer, Consumer):
             ):
                 if asked is not None and asked != is_there:
                     raise errors.WrongKind(
-                        f"queue {name!r}: exists and is of {label} {is_there!r}, not {asked!r}; leave out {label}=, "
-                        "remove it (shmq rm), or use another name"
+                        f"queue {name!r}: exists and is of {label} {is_there!r}, not {asked!r}; leave out "
+                        f"{label}=, remove it (shmq rm), or use another name"
                     )
 
         self._open(name, params, check_options(allow_pickle, arrays, type), check)
@@ -146,9 +147,10 @@ class Queue(Producer, Consumer):
     def lease(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Message:
         """Takes the next message of an at_least_once queue; waits as ``get`` does.
 
-        Oldest first: what is to be delivered again comes before what was never delivered.  Raises like ``get``, and
-        ``UnackedFull`` (an ``Empty``) where ``max_unacked`` messages are not acknowledged, ``DeadLetterFull``.
-        A message that cannot be decoded is given back; after ``max_deliveries`` it is in the dead-letter queue."""
+        Oldest first: what is to be delivered again comes before what was never delivered.  Raises like
+        ``get``, and ``UnackedFull`` (an ``Empty``) where ``max_unacked`` messages are not acknowledged,
+        ``DeadLetterFull``.  A message that cannot be decoded is given back; after ``max_deliveries`` it is in
+        the dead-letter queue."""
         deadline = deadline_ns(timeout) if block else 0
         taker = self._taker()
         while True:
@@ -178,8 +180,8 @@ class Queue(Producer, Consumer):
             elif time.monotonic_ns() >= deadline:
                 found = self.stats()
                 raise TimeoutError(
-                    f"queue {self.name!r}: {found.qsize:,} messages wait, {found.unacked:,} are leased and not "
-                    f"acknowledged, {found.waiting_again:,} wait to be delivered again"
+                    f"queue {self.name!r}: {found.qsize:,} messages wait, {found.unacked:,} are leased and "
+                    f"not acknowledged, {found.waiting_again:,} wait to be delivered again"
                 )
 
     def dead_letters(self) -> "Queue":
@@ -208,7 +210,8 @@ class Queue(Producer, Consumer):
     def _taker(self) -> delivery.Acknowledged:
         if self._acknowledged is None:
             raise errors.WrongKind(
-                f"queue {self.name!r}: its messages are not acknowledged; create it with delivery='at_least_once'"
+                f"queue {self.name!r}: its messages are not acknowledged; create it with "
+                "delivery='at_least_once'"
             )
         return self._acknowledged
 

@@ -23,8 +23,9 @@ class QueueStats:
     the very slot that is next; a moment's matter, unless that process is stopped.  Of a topic,
     ``holds_up_put`` is the slowest subscriber where publishers wait for it; ``messages_got`` is what every
     subscriber has, ``qsize`` what the slowest has not; ``policy``, ``history`` and ``subscribers`` are None
-    for a queue. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps after a
-    delay; both are part of no ``qsize``. ``full``: a message of ``inline_bytes`` would find no room in the ring."""
+    for a queue. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps
+    after a delay; ``qsize`` counts neither. ``full``: a message of ``inline_bytes`` would find no room in the
+    ring."""
 
     name: str
     uuid: str

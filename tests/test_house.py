@@ -142,6 +142,7 @@ FLOORS = [
     ["loan"],
     ["handle"],
     ["producer", "consumer"],
+    ["delivery"],
     ["queue", "topic"],
     ["__init__"],
     ["doctor"],

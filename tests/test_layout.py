@@ -26,11 +26,21 @@ PEER_BYTES = 1024
 SMALL_PAGE = 16 << 10
 LARGE_PAGE = 2 << 20
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<9Q8I")
+GEOMETRY = struct.Struct("<12Q10I")
 GEOMETRY_FIELDS = (
-    *("total_bytes", "peers_at", "ring_at", "words_at", "blocks_at", "small_at", "large_at"),
-    *("ring_bytes", "first_cursor", "peers", "slots", "slot_bytes", "inline_bytes"),
-    *("small_pages", "large_pages", "max_deliveries", "history"),
+    *(
+        "total_bytes",
+        "peers_at",
+        "ring_at",
+        "pending_at",
+        "copies_at",
+        "words_at",
+        "blocks_at",
+        "small_at",
+        "large_at",
+    ),
+    *("ring_bytes", "visibility_ns", "first_cursor", "peers", "slots", "slot_bytes", "inline_bytes"),
+    *("small_pages", "large_pages", "max_deliveries", "history", "pending", "unused"),
 )
 FREE, LOANED, INFLIGHT, LEASED, RETURNED, CONT = range(6)
 PAD, BLOCK = 1, 2
@@ -102,7 +112,7 @@ def segment(q: shmq.Queue) -> Segment:
 def test_header(q: shmq.Queue, segment: Segment) -> None:
     assert segment.bytes(0, 8) == b"\0SHMQB01"
     fingerprint, kind, flags = segment.unpack(8, "<QII")
-    abi, header, control, peer, block_header, slot = 1, 160, 1024, 1024, 128, 32
+    abi, header, control, peer, block_header, slot = 2, 192, 1024, 1024, 128, 32
     expected = abi << 48 ^ header << 40 ^ control << 28 ^ peer << 16 ^ block_header << 8 ^ slot
     assert (fingerprint, kind, flags) == (expected, 1, 0)
     assert segment.bytes(24, 16).hex() == q.stats().uuid
@@ -357,3 +367,28 @@ def test_a_block_in_a_slot(make: Make) -> None:
     assert slot(segment, 40)["lap"] == 2
     del view
     assert segment.word(page)["state"] == FREE
+
+
+def test_an_entry_of_the_pending_table(make: Make) -> None:
+    q = make(kind="mpmc", delivery="at_least_once", max_unacked=3, visibility=1000, max_deliveries=2)
+    segment = Segment(q)
+    g = segment.geometry
+    assert (g["pending"], g["visibility_ns"], g["max_deliveries"]) == (3, 1000 * 10**9, 2)
+    assert g["pending_at"] == g["ring_at"] + g["ring_bytes"]
+    assert g["copies_at"] == g["pending_at"] + LINE  # 3 * 32 bytes, rounded up
+    assert g["words_at"] == -(-(g["copies_at"] + 3 * g["slot_bytes"]) // 4096) * 4096
+    q.put(b"hello")
+    q.put(np.ones(2000))
+    first, second = q.lease(), q.lease()
+    word, due, position, handle = segment.unpack(g["pending_at"], "<4Q")
+    assert (word, position, handle) == (2, 0, 2**64 - 1)  # unacked, peer 0, serial 0
+    assert 0 < due - time.monotonic_ns() <= 1000 * 10**9
+    assert segment.unpack(CONTROL_AT + 5 * LINE, "<Q") == (due,)
+    assert segment.bytes(g["copies_at"] + 32, 5) == b"hello"
+    (*_, handle) = segment.unpack(g["pending_at"] + 32, "<4Q")
+    assert handle == 0 | 1 << 24  # page, generation
+    assert segment.word(0) == {"state": LEASED, "committed": 0, "owner": 0, "generation": 1, "argument": 2}
+    first.ack()
+    assert segment.unpack(g["pending_at"], "<Q") == (1 << 15,)  # vacant, serial 1
+    second.nack(delay=1000)
+    assert segment.unpack(g["pending_at"] + 32, "<Q") == (3,)  # waiting
