@@ -89,6 +89,12 @@ static inline uint32_t add32_seq_cst(shmq_a32 *p, uint32_t v) {
 static inline uint32_t add32_relaxed(shmq_a32 *p, uint32_t v) {
     return atomic_fetch_add_explicit(p, v, memory_order_relaxed);
 }
+static inline uint32_t or32_seq_cst(shmq_a32 *p, uint32_t bits) {
+    return atomic_fetch_or_explicit(p, bits, memory_order_seq_cst);
+}
+static inline uint32_t and32_seq_cst(shmq_a32 *p, uint32_t bits) {
+    return atomic_fetch_and_explicit(p, bits, memory_order_seq_cst);
+}
 static inline uint32_t sub32_acq_rel(shmq_a32 *p, uint32_t v) {
     return atomic_fetch_sub_explicit(p, v, memory_order_acq_rel);
 }

@@ -7,6 +7,7 @@
  *     ring.c      a ring of any kind
  *     share.c | keep.c                         the blocks of a topic; of what is to be acknowledged
  *     spsc.c | mpmc.c | topic.c | arena.c | pending.c    the structures; none knows another, none waits
+ *     doorbell.c                               wake-ups of event loops
  *     peers.c     who is attached, who is alive
  *     recorder.c  the flight recorder: a peer's last operations
  *     wait.c      eventcount, futex, deadlines
@@ -17,6 +18,7 @@
 #ifndef SHMQ_CORE_H
 #define SHMQ_CORE_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <sys/types.h>
 
@@ -81,20 +83,22 @@ void shmq_fork_unlock(void);
 uint64_t shmq_process_canary(void);
 extern const volatile uint64_t *shmq_canary;
 
-void shmq_eventcount_wake_slow(struct shmq_eventcount *e);
+/* Wakes who sleeps here; returns what was armed: for SHMQ_ARMED_BELLS see shmq_wake_slow. */
+uint32_t shmq_eventcount_wake_slow(struct shmq_eventcount *e);
 
-/* To be called after the store that made something available.  No system call, no fence and no write
- * when nobody sleeps.  Returns true if it woke. */
-static inline bool shmq_eventcount_wake(struct shmq_eventcount *e) {
+/* To be asked after the store that made something available.  No system call, no fence and no write. */
+static inline bool shmq_eventcount_armed(const struct shmq_eventcount *e) {
     /* W1 -> S1: our store must be visible before we read armed.  The sleeper's membarrier does
      * that for us between its arming and its second look (wait.c); here it only must not be
      * reordered by the compiler.  A process outside the membarrier fences. */
     compiler_barrier();
     if (SHMQ_UNLIKELY(load32_relaxed(&shmq_fence_on_publish) != 0)) full_fence();
-    if (SHMQ_LIKELY(load32_relaxed(&e->armed) == 0)) return false;
-    shmq_eventcount_wake_slow(e);
-    return true;
+    return SHMQ_UNLIKELY(load32_relaxed(&e->armed) != 0);
 }
+
+/* Announces a waiter, who looks again after it.  False: without a barrier in the other processes, so that a waker
+ * may not see it: look again in SHMQ_SHORT_SLICE_NS at the latest. */
+bool shmq_eventcount_arm(struct shmq_eventcount *e, uint32_t flag);
 
 typedef bool shmq_ready_fn(void *context);
 /* Spins until enough(context), at most `limit_ns`. */
@@ -160,6 +164,38 @@ void shmq_peers_testify(struct shmq_segment *segment, uint32_t index, uint64_t e
                         const struct shmq_hands *hands, uint32_t roles);
 /* True where the entry is vacant because its peer died, and nobody has come since. */
 bool shmq_peers_left_dead(const struct shmq_peer *peer, uint64_t word);
+
+/* ---- doorbell.c ---- */
+
+#define SHMQ_BELLS_KEPT 8u
+
+/* FIFOs of others that a handle keeps open, by peer index modulo their number; number 0: none. */
+struct shmq_bells {
+    pthread_mutex_t lock; /* all zero is an open one; any thread of the process may ring */
+    struct shmq_bell_kept {
+        uint64_t number;
+        dev_t dev;
+        ino_t ino;
+        int fd;
+    } kept[SHMQ_BELLS_KEPT];
+};
+
+/* Makes a FIFO of our own: its number, and a descriptor to poll and to read from.  SHMQ_WRONG_OWNER: the directory
+ * is not ours alone. */
+int shmq_doorbell_open(uint64_t *number, int *fd);
+/* Closes it, if `fd` is still it, and removes its name. */
+void shmq_doorbell_close(uint64_t number, int fd);
+/* ... of another process, which is dead. */
+void shmq_doorbell_remove(uint64_t number);
+/* For who waits in an event loop: from now on the next waker of `e` rings `number`, once.  Then look again.  False as
+ * from shmq_eventcount_arm. */
+bool shmq_bell_arm(const struct shmq_segment *segment, uint32_t myself, struct shmq_eventcount *e,
+                   uint64_t number);
+/* Not any more: there was no need to wait. */
+void shmq_bell_disarm(const struct shmq_segment *segment, uint32_t myself, const struct shmq_eventcount *e);
+/* Wakes everyone who waits at `e`, asleep or in an event loop.  `bells` may be NULL. */
+void shmq_wake_slow(const struct shmq_segment *segment, struct shmq_bells *bells, struct shmq_eventcount *e);
+void shmq_bells_close(struct shmq_bells *bells); /* once no thread can ring any more */
 
 /* ---- spsc.c ---- */
 
@@ -537,6 +573,7 @@ struct shmq_queue {
     shmq_a32 held;        /* blocks that are ours: loans and leases */
     uint8_t *inline_copy; /* shmq_get's buffer for in-line payloads */
     uint8_t *buffers;     /* topic: both sides' */
+    struct shmq_bells bells;
 };
 
 bool shmq_prepare(shmq_queue *q);   /* memory of its own */
@@ -578,10 +615,17 @@ void shmq_count_got(shmq_queue *q, uint64_t bytes);
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
+/* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung: SHMQ_EMPTY:
+ * meanwhile call shmq_look_now each slice; SHMQ_NOT_READY: each short slice. */
+int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell);
+int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell);
+/* Looks at the peers, repairs what the dead left, and wakes whom it concerns. */
+void shmq_look_now(shmq_queue *q);
 /* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth
  * while. */
 bool shmq_look_around(shmq_queue *q);
-int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns); /* every message that was put is acked */
+void shmq_tell(shmq_queue *q, struct shmq_eventcount *eventcount); /* wakes who waits there */
+int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns);           /* every message that was put is acked */
 /* What a record holds, as shmq_get returns it. */
 int shmq_copy_inline(shmq_queue *q, const struct shmq_record *record, shmq_message *message);
 void shmq_message_of_block(shmq_block *block, uint16_t codec, const struct shmq_block_header *header,

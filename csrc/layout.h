@@ -97,11 +97,13 @@ struct shmq_cursor_line {
     uint8_t unused[SHMQ_LINE - 40];
 };
 
-/* epoch is the futex word; armed says that someone may sleep (see wait.c). */
+/* epoch is the futex word; armed says that someone may wait, and how (see wait.c and doorbell.c). */
+enum shmq_armed { SHMQ_ARMED_FUTEX = 1, SHMQ_ARMED_BELLS = 2 };
 struct shmq_eventcount {
-    shmq_a32 epoch; /* any waker, by RMW */
-    shmq_a32 armed; /* waiters store 1, a waker exchanges 0 */
-    uint8_t unused[SHMQ_LINE - 8];
+    shmq_a32 epoch;     /* any waker, by RMW */
+    shmq_a32 armed;     /* enum shmq_armed: waiters set their bit, a waker exchanges 0 */
+    shmq_a32 bells_end; /* no peer from here on has ever armed its doorbell here; only ever grows */
+    uint8_t unused[SHMQ_LINE - 12];
 };
 
 struct shmq_roles {
@@ -142,6 +144,9 @@ enum shmq_role { SHMQ_ROLE_PRODUCER = 1, SHMQ_ROLE_CONSUMER = 2 };
 
 enum shmq_subscribed { SHMQ_NOT_SUBSCRIBED = 0, SHMQ_SUBSCRIBED = 1, SHMQ_WAS_EVICTED = 2 };
 
+/* What moves, where a peer wants its doorbell rung. */
+enum shmq_bell { SHMQ_BELL_NOT_EMPTY = 1, SHMQ_BELL_NOT_FULL = 2 };
+
 enum shmq_peer_state { SHMQ_PEER_FREE = 0, SHMQ_PEER_LIVE = 1 };
 
 /* One entry of the flight recorder.  Both words bear the event's number, so that a reader knows an entry that is
@@ -172,9 +177,10 @@ struct shmq_peer {
     uint32_t pid;         /* for people only, never a verdict: may be of another PID namespace */
     shmq_a32 roles;       /* enum shmq_role bits: what it has done so far; spsc: see shmq_roles */
     uint64_t start_ticks; /* field 22 of /proc/pid/stat: tells a reused pid */
-    uint64_t doorbell;    /* names the FIFO of an event loop; 0: none */
+    shmq_a64 doorbell;    /* names the FIFO of an event loop; 0: none; by the owner */
     char comm[16];
-    uint8_t unused1[SHMQ_LINE - 56];
+    shmq_a32 bells; /* enum shmq_bell: the owner sets a bit, whoever clears it rings; see doorbell.c */
+    uint8_t unused1[SHMQ_LINE - 60];
 
     shmq_a64 messages_put, bytes_put, messages_got, bytes_got; /* writer: the owner */
     shmq_a64 parks, wakes, reaps;
@@ -366,6 +372,9 @@ SHMQ_ASSERT_AT(shmq_control, roles, 4 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, pending, 5 * SHMQ_LINE);
 _Static_assert(sizeof(struct shmq_pending_entry) == 32, "pending entry");
 _Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
+SHMQ_ASSERT_AT(shmq_eventcount, bells_end, 8);
+SHMQ_ASSERT_AT(shmq_peer, doorbell, 32);
+SHMQ_ASSERT_AT(shmq_peer, bells, 56);
 SHMQ_ASSERT_AT(shmq_peer, messages_put, 1 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_peer, topic_cursor, 2 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_peer, event_next, 3 * SHMQ_LINE);

@@ -76,8 +76,8 @@ int shmq_lease_done(shmq_queue *q, struct shmq_delivery *d, const struct shmq_re
 
 /* Consumers wait for it, or for room in the table; producers that join, for the last one. */
 static void tell(shmq_queue *q) {
-    (void)shmq_eventcount_wake(&q->control->not_empty);
-    (void)shmq_eventcount_wake(&q->control->not_full);
+    shmq_tell(q, &q->control->not_empty);
+    shmq_tell(q, &q->control->not_full);
 }
 
 int shmq_ack(shmq_queue *q, const struct shmq_delivery *d) {

@@ -87,7 +87,8 @@ static void introduce(struct shmq_peer *peer) {
     peer->pid = (uint32_t)getpid();
     peer->start_ticks = start_ticks();
     peer->attached_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    peer->doorbell = 0;
+    store_relaxed(&peer->doorbell, 0);
+    store32_relaxed(&peer->bells, 0);
     shmq_recorder_clear(peer);
     store32_relaxed(&peer->roles, 0);
     shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put,       &peer->messages_got,

@@ -12,7 +12,7 @@
  *              acknowledged it, nobody's
  *      unacked messages wait to be delivered again
  *   4. roles   spsc: are given up; only now may a successor load the cursors.  topic: was it the last publisher?
- *   5. wake    everyone looks again
+ *   5. wake    everyone looks again; and the dead one's doorbell is removed
  *   6. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
  *
  * In 1 before 2 before 3 lies the promise that nothing committed is lost: a page is judged by what the ring says
@@ -138,8 +138,9 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
         else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
         else recover_mpmc(&ring->mpmc, arena, pending, i);
-        shmq_eventcount_wake_slow(&s->control->not_empty);
-        shmq_eventcount_wake_slow(&s->control->not_full);
+        shmq_wake_slow(s, NULL, &s->control->not_empty);
+        shmq_wake_slow(s, NULL, &s->control->not_full);
+        shmq_doorbell_remove(load_relaxed(&s->peers[i].doorbell)); /* again by the next reaper: nothing */
         shmq_peers_verdict_end(s, i, epoch, lock);
         if (myself != UINT32_MAX) (void)shmq_recorder_note(&s->peers[myself], SHMQ_OP_REAP, i);
         *repaired += 1;

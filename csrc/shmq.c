@@ -36,6 +36,22 @@ static void note(shmq_queue *q, uint32_t op, uint64_t cursor) {
     (void)shmq_recorder_note(q->counters, op, cursor);
 }
 
+/* ---- wake ---- */
+
+static SHMQ_APART void wake_slow(shmq_queue *q, struct shmq_eventcount *e) {
+    shmq_wake_slow(&q->segment, &q->bells, e);
+}
+
+/* To be called after the store that made something available.  No system call, no fence and no write where nobody
+ * waits.  Returns true if it woke. */
+static inline bool wake(shmq_queue *q, struct shmq_eventcount *e) {
+    if (SHMQ_LIKELY(!shmq_eventcount_armed(e))) return false;
+    wake_slow(q, e);
+    return true;
+}
+
+void shmq_tell(shmq_queue *q, struct shmq_eventcount *e) { (void)wake(q, e); }
+
 /* ---- life of a handle ---- */
 
 static void bind_structures(shmq_queue *q) {
@@ -166,6 +182,7 @@ static void drop_user(shmq_queue *q) {
         shmq_peers_leave(&q->segment, &q->me);
     }
     shmq_segment_unmap(&q->segment);
+    shmq_bells_close(&q->bells);
 }
 
 void shmq_hold_struct(shmq_queue *q) { (void)add32_relaxed(&q->references, 1); }
@@ -218,8 +235,8 @@ void shmq_close(shmq_queue *q) {
         }
         if (q->pending.count > 0) shmq_pending_return_all(&q->pending); /* what we have not acknowledged */
         /* Threads that wait on this handle look again and find it closed. */
-        shmq_eventcount_wake_slow(&q->control->not_empty);
-        shmq_eventcount_wake_slow(&q->control->not_full);
+        wake_slow(q, &q->control->not_empty);
+        wake_slow(q, &q->control->not_full);
     }
     drop_user(q);
 }
@@ -334,7 +351,7 @@ void shmq_commit(shmq_queue *q) {
 }
 
 static void put_done(shmq_queue *q, uint32_t op, uint64_t messages, uint64_t bytes) {
-    if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_empty))) count(&q->counters->wakes, 1);
+    if (SHMQ_UNLIKELY(wake(q, &q->control->not_empty))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_put, messages);
     count(&q->counters->bytes_put, bytes);
     shmq_recorder_note_often(q->counters, op, shmq_ring_position(&q->ring, &q->put.ring));
@@ -424,7 +441,7 @@ void shmq_block_give_back(shmq_block *b) {
         else if (shmq_word_argument(b->word) != 0) /* a message's that is, or was, to be acknowledged */
             shmq_keep_release(&q->arena, &q->pending, b->page, b->word);
         else (void)shmq_arena_free(&q->arena, b->page, b->word);
-        (void)shmq_eventcount_wake(&q->control->not_full); /* not counted: any thread may be here */
+        (void)wake(q, &q->control->not_full); /* not counted: any thread may be here */
         note(q, SHMQ_OP_RELEASE, b->page);
     }
     not_ours(b);
@@ -452,7 +469,7 @@ int shmq_try_next(shmq_queue *q, struct shmq_record *record) {
     if (SHMQ_UNLIKELY((q->get.ring.mpmc.tombs | q->get.ring.topic.passed_over) != 0)) {
         if (q->ring.is_topic) (void)shmq_share_trim(&q->ring.topic, &q->arena);
         q->get.ring.mpmc.tombs = q->get.ring.topic.passed_over = 0;
-        (void)shmq_eventcount_wake(&q->control->not_full); /* room that no message left behind */
+        (void)wake(q, &q->control->not_full); /* room that no message left behind */
     }
     return status;
 }
@@ -512,7 +529,7 @@ void shmq_unlease(shmq_block *b, const struct shmq_record *record) {
 
 void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before) {
     shmq_ring_unpeek(&q->ring, &q->get.ring, before);
-    (void)shmq_eventcount_wake(&q->control->not_empty); /* another consumer may have it */
+    (void)wake(q, &q->control->not_empty); /* another consumer may have it */
 }
 
 void shmq_count_got(shmq_queue *q, uint64_t bytes) {
@@ -522,7 +539,7 @@ void shmq_count_got(shmq_queue *q, uint64_t bytes) {
 
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes) {
     shmq_ring_release(&q->ring, &q->get.ring);
-    if (SHMQ_UNLIKELY(shmq_eventcount_wake(&q->control->not_full))) count(&q->counters->wakes, 1);
+    if (SHMQ_UNLIKELY(wake(q, &q->control->not_full))) count(&q->counters->wakes, 1);
     count(&q->counters->messages_got, messages);
     count(&q->counters->bytes_got, bytes);
     shmq_recorder_note_often(q->counters, messages == 1 ? SHMQ_OP_GET : SHMQ_OP_GET_MANY,
@@ -669,6 +686,35 @@ int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns) {
     struct need need = {.q = q};
     int status = wait_until(q, &q->control->not_full, &q->put.waiter, acked_ready, &need, deadline_ns);
     return status == SHMQ_OK && load32_relaxed(&q->open) == 0 ? SHMQ_CLOSED : status;
+}
+
+/* Death behind the arming: whoever wakes rings in vain, once. */
+static int arm(shmq_queue *q, struct shmq_eventcount *e, shmq_ready_fn *ready, struct need *need, uint32_t op,
+               uint64_t doorbell) {
+    if (shmq_usable(q) != SHMQ_OK || ready(need)) return SHMQ_OK;
+    shmq_recorder_note_once(q->counters, op, need->bytes);
+    bool barrier = shmq_bell_arm(&q->segment, q->me.index, e, doorbell);
+    if (ready(need)) {
+        shmq_bell_disarm(&q->segment, q->me.index, e);
+        return SHMQ_OK;
+    }
+    count(&q->counters->parks, 1);
+    return barrier ? SHMQ_EMPTY : SHMQ_NOT_READY;
+}
+
+int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell) {
+    struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
+    return arm(q, &q->control->not_full, put_ready, &need, SHMQ_OP_WAIT_PUT, doorbell);
+}
+
+int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell) {
+    struct need need = {.q = q, .cursor = cursor, .next_due = SHMQ_NEVER};
+    if (q->pending.count > 0) need.next_due = load_relaxed(q->pending.next_due);
+    return arm(q, &q->control->not_empty, get_ready, &need, SHMQ_OP_WAIT_GET, doorbell);
+}
+
+void shmq_look_now(shmq_queue *q) {
+    if (shmq_usable(q) == SHMQ_OK) (void)look_for_the_dead(q);
 }
 
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
@@ -869,8 +915,8 @@ int shmq_shutdown(shmq_queue *q, int immediate) {
     while (seen < to && !atomic_compare_exchange_strong(&q->control->roles.lifecycle, &seen, to)) {
     } /* L1: seq_cst.  It only grows, so a failed CAS means that it is nearer to `to`. */
     note(q, SHMQ_OP_SHUTDOWN, to);
-    shmq_eventcount_wake_slow(&q->control->not_empty);
-    shmq_eventcount_wake_slow(&q->control->not_full);
+    wake_slow(q, &q->control->not_empty);
+    wake_slow(q, &q->control->not_full);
     return SHMQ_OK;
 }
 

@@ -5,10 +5,10 @@
  *
  *     waiter                                  waker
  *     S0 key = epoch                          W0 publish (release store of a cursor or word)
- *     S1 armed = 1                            W1 read armed
+ *     S1 armed |= FUTEX                       W1 read armed
  *        full barrier in EVERY process           0: done, no system call
- *     S2 look again: ready? done              W2 armed: 1 -> 0
- *     S3 futex_wait(epoch == key)             W3 epoch += 1, futex_wake
+ *     S2 look again: ready? done              W2 armed -> 0
+ *     S3 futex_wait(epoch == key)             W3 epoch += 1, futex_wake, if it had FUTEX
  *
  * No wake-up is lost: W0 ... W1 and S1 ... S2 are a store and a load each, and one of the loads must see
  * the other side's store.  That needs a full fence on both sides.  A fence behind every put costs more
@@ -18,8 +18,9 @@
  * that could not register fences after each publish; a waiter that may not call membarrier sleeps in
  * slices of 1 ms instead of 100 ms.  Neither is ever wrong, only slower.
  *
- * armed is a flag and not a count, so a dead waiter costs its waker one needless wake, once.  A waker
- * that dies between W0 and W3 costs the waiter the rest of one slice.
+ * armed holds flags and not counts, so a dead waiter costs its waker one needless wake, once.  A waker
+ * that dies between W0 and W3 costs the waiter the rest of one slice.  The other flag, BELLS, is for those
+ * who wait in an event loop and not here: doorbell.c.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -109,11 +110,19 @@ static long futex(shmq_a32 *word, int op, uint32_t value, const struct timespec 
     return syscall(SYS_futex, word, op, value, until, NULL, FUTEX_BITSET_MATCH_ANY);
 }
 
-void shmq_eventcount_wake_slow(struct shmq_eventcount *e) {
-    /* W2: seq_cst against S1.  Of several wakers one gets the 1 and makes the call. */
-    if (exchange32_seq_cst(&e->armed, 0) == 0) return;
+uint32_t shmq_eventcount_wake_slow(struct shmq_eventcount *e) {
+    /* W2: seq_cst against S1.  Of several wakers one gets a flag and makes the call. */
+    uint32_t armed = exchange32_seq_cst(&e->armed, 0);
+    if ((armed & SHMQ_ARMED_FUTEX) == 0) return armed;
     add32_seq_cst(&e->epoch, 1); /* W3: a waiter between S2 and S3 sees another epoch and does not sleep */
     futex(&e->epoch, FUTEX_WAKE, INT_MAX, NULL);
+    return armed;
+}
+
+bool shmq_eventcount_arm(struct shmq_eventcount *e, uint32_t flag) {
+    (void)or32_seq_cst(&e->armed, flag); /* S1: a plain store could take away the other flag */
+    full_fence();
+    return membarrier(MEMBARRIER_GLOBAL_EXPEDITED) == 0;
 }
 
 /* Doubles the waiter's budget where spinning served or would have served, else halves it.  Where the longest spin
@@ -171,12 +180,9 @@ int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_
     }
 
     int64_t slice_end = shmq_now_ns();
-    bool barrier = true;
     for (;;) {
         uint32_t key = load32_acquire(&e->epoch); /* S0: before arming, so that W3 changes it */
-        store32_relaxed(&e->armed, 1);            /* S1: the barrier below orders it before S2 */
-        full_fence();
-        barrier = barrier && membarrier(MEMBARRIER_GLOBAL_EXPEDITED) == 0;
+        bool barrier = shmq_eventcount_arm(e, SHMQ_ARMED_FUTEX); /* S1 */
         if (ready(context)) return SHMQ_OK; /* S2.  Still armed: the next waker calls once in vain. */
         if (!*parked) slice_end += barrier ? SHMQ_SLICE_NS : SHMQ_SHORT_SLICE_NS;
         *parked = true;

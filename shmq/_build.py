@@ -14,6 +14,7 @@ SOURCES = [
     "wait",
     "recorder",
     "peers",
+    "doorbell",
     "spsc",
     "mpmc",
     "topic",
@@ -50,6 +51,11 @@ int py_wait_get(shmq_queue *q, int64_t deadline_ns);
 int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list);
 int py_join(shmq_queue *q, int64_t deadline_ns);
 int py_look_around(shmq_queue *q);
+int py_arm_get(shmq_queue *q, uint64_t doorbell);
+int py_arm_put(shmq_queue *q, uint64_t doorbell, int for_block, uint64_t bytes);
+void py_look_now(shmq_queue *q);
+int shmq_doorbell_open(uint64_t *number, int *fd);
+void shmq_doorbell_close(uint64_t number, int fd);
 #define PY_ENCODE -1
 """
 

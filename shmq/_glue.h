@@ -780,6 +780,30 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, int builds_
     return status;
 }
 
+/* ---- wait in an event loop: see shmq_arm_put and shmq_arm_get ---- */
+
+static int py_arm_get(shmq_queue *q, uint64_t doorbell) {
+    if (!shmq_try_pin(q)) return SHMQ_OK; /* the next try says that it is closed */
+    int status = shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), doorbell);
+    shmq_unpin(q);
+    return status;
+}
+
+static int py_arm_put(shmq_queue *q, uint64_t doorbell, int for_block, uint64_t bytes) {
+    if (!shmq_try_pin(q)) return SHMQ_OK;
+    int status = shmq_arm_put(q, q->put.ring.spsc.cursor, for_block, bytes, doorbell);
+    shmq_unpin(q);
+    return status;
+}
+
+static void py_look_now(shmq_queue *q) {
+    if (!shmq_try_pin(q)) return;
+    PyThreadState *state = PyEval_SaveThread();
+    shmq_look_now(q);
+    PyEval_RestoreThread(state);
+    shmq_unpin(q);
+}
+
 /* True if another try makes sense. */
 static int py_look_around(shmq_queue *q) {
     if (!shmq_try_pin(q)) return 1;

@@ -60,12 +60,12 @@ _NO_BARRIER = (
     Edit("wait.c", r"return syscall\(SYS_membarrier, command, 0, 0\);", "(void)command; return -1;"),
 )
 _BIG_PAGES = "-Wl," + ",".join(f"--wrap={name}" for name in ("mmap", "munmap", "madvise", "sysconf"))
-_ACCESSES = 18
+_ACCESSES = 20
 _HOOKS = (
     Edit("atomics.h", r"^typedef _Atomic uint64_t shmq_a64;", r"void lab_point(void);\n\g<0>"),
     Edit(
         "atomics.h",
-        r"^static inline \w+ (?:load|store|cas|exchange|add|sub)\w*\([^)]*\) \{",
+        r"^static inline \w+ (?:load|store|cas|exchange|add|sub|or|and)\w*\([^)]*\) \{",
         r"\g<0> lab_point();",
         _ACCESSES,
     ),

@@ -6,17 +6,19 @@ The negative controls at the end seed one bug each, and say which program has to
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from c_build import CC, Edit, Workshop, list_tests
+from shmq._core import ffi, lib
 
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 
 UNIT = [
     *("test_spsc", "test_mpmc", "test_topic", "test_arena", "test_segment", "test_peers", "test_recover"),
-    *("test_wait", "test_queue", "test_recorder"),
+    *("test_wait", "test_queue", "test_recorder", "test_doorbell"),
 ]
 KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -24,6 +26,15 @@ KILLS = 5000 if SOAK else 40
 MUTATIONS = 200_000 if SOAK else 10_000
 WATCHDOG_S = 60
 MUTANT_WATCHDOG_S = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_doorbells_of_the_killed() -> Iterator[None]:
+    """Programs with a seeded bug are killed, and leave theirs: whoever opens one next removes them."""
+    yield
+    number, fd = ffi.new("uint64_t *"), ffi.new("int *")
+    assert lib.shmq_doorbell_open(number, fd) == 0
+    lib.shmq_doorbell_close(number[0], fd[0])
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +74,7 @@ def test_unit(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "plain"), test)
 
 
-@cases("points", "points_topic")
+@cases("points", "points_topic", "points_doorbell")
 def test_points(workshop: Workshop, program: str, test: str) -> None:
     """Death, and company, before every single access to shared state."""
     passes(workshop.program(program, "points"), test)
@@ -119,6 +130,7 @@ class Bug:
         own = {
             "points": "points",
             "points_topic": "points",
+            "points_doorbell": "points",
             "wakes": "long_slices",
             "damage": "asan",
             "big_pages": "big_pages",
@@ -393,8 +405,8 @@ BUGS = [
     bug(
         "no_barrier",
         "wait.c",
-        r"^        full_fence\(\);\n.*membarrier\(MEMBARRIER_GLOBAL_EXPEDITED\) == 0;\n",
-        "",
+        r"^    full_fence\(\);\n    return membarrier\(MEMBARRIER_GLOBAL_EXPEDITED\) == 0;$",
+        "    return true;",
         "wakes",
         "between_threads",
     ),
@@ -418,6 +430,92 @@ BUGS = [
         r"^        if \(interrupted\) return SHMQ_INTERRUPTED;\n",
         "",
         "test_wait",
+    ),
+    # doorbells
+    bug(
+        "the_last_who_arms_is_alone",
+        "wait.c",
+        r"or32_seq_cst\(&e->armed, flag\)",
+        "exchange32_seq_cst(&e->armed, flag)",
+        "test_doorbell",
+        "sleepers_and_loops_wait_side_by_side",
+    ),
+    bug(
+        "no_look_behind_the_bell",
+        "shmq.c",
+        r"^    if \(ready\(need\)\) \{\n( +shmq_bell_disarm)",
+        r"    if (false) {\n\1",
+        "points_doorbell",
+    ),
+    bug(
+        "bells_ring_for_ever",
+        "doorbell.c",
+        r"and32_seq_cst\(&p->bells, ~bell\) & bell",
+        "load32_relaxed(&p->bells) & bell",
+        "test_doorbell",
+    ),
+    bug(
+        "any_move_rings",
+        "doorbell.c",
+        r"e == &s->control->not_empty \? SHMQ_BELL_NOT_EMPTY : SHMQ_BELL_NOT_FULL",
+        "(void)s, (void)e, SHMQ_BELL_NOT_EMPTY",
+        "test_doorbell",
+        "each_side_has_its_bell",
+    ),
+    bug(
+        "the_last_bell_is_out_of_reach",
+        "doorbell.c",
+        r"&end, myself \+ 1\)",
+        "&end, myself)",
+        "test_doorbell",
+    ),
+    bug(
+        "a_bell_is_inherited",
+        "peers.c",
+        r"^    store32_relaxed\(&peer->bells, 0\);\n",
+        "",
+        "test_doorbell",
+        "a_newcomer_inherits_no_bell",
+    ),
+    bug(
+        "a_stranger_s_file_is_rung",
+        "doorbell.c",
+        r"return b->number != 0 && .*;",
+        "(void)st; return b->number != 0;",
+        "test_doorbell",
+    ),
+    bug("any_file_is_a_bell", "doorbell.c", r" \|\| !S_ISFIFO\(st\.st_mode\)", "", "test_doorbell"),
+    bug(
+        "bells_stay_open",
+        "shmq.c",
+        r"^    shmq_bells_close\(&q->bells\);\n",
+        "",
+        "test_doorbell",
+        "a_bell_is_kept_open_and_closed_with_the_handle",
+    ),
+    bug(
+        "the_living_are_swept",
+        "doorbell.c",
+        r"return fd < 0 && errno == ENXIO;",
+        "return true;",
+        "test_doorbell",
+        "what_a_killed_process_left_is_swept_by_the_next",
+    ),
+    bug(
+        "bells_of_the_dead_hang_on",
+        "recover.c",
+        r"^        shmq_doorbell_remove\(.*\n",
+        "",
+        "test_doorbell",
+        "the_dead_block_nobody_and_their_fifo_is_removed",
+    ),
+    bug(
+        "who_repairs_does_not_ring",
+        "recover.c",
+        r"shmq_wake_slow\(s, NULL, &s->control->not_empty\);",
+        "(void)shmq_eventcount_wake_slow(&s->control->not_empty);",
+        "test_doorbell",
+        "a_repair_rings",
     ),
     # peers
     bug(

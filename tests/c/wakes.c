@@ -36,9 +36,13 @@ static void await(struct side *side, uint64_t at_least, uint64_t *parks) {
     *parks += parked;
 }
 
+static void wake(struct shmq_eventcount *e) {
+    if (shmq_eventcount_armed(e)) (void)shmq_eventcount_wake_slow(e);
+}
+
 static void publish(struct side *side, uint64_t count) {
     store_release(&side->count, count);
-    (void)shmq_eventcount_wake(&side->event);
+    wake(&side->event);
 }
 
 static void dawdle(uint64_t *random, uint64_t at_most) {
@@ -95,7 +99,7 @@ static void *sleep_often(void *context) {
         await(&table->sides[0], round, &parks);
         dawdle(&random, 1000);
         atomic_fetch_add(&table->answers.count, 1);
-        (void)shmq_eventcount_wake(&table->answers.event);
+        wake(&table->answers.event);
     }
     return NULL;
 }
