@@ -29,7 +29,11 @@ int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *d, struct shmq_record 
     uint64_t now = (uint64_t)shmq_now_ns();
     *block = NULL;
     d->again = shmq_pending_try_take(&q->pending, now, d) == SHMQ_OK;
-    if (d->again) return begin_again(q, now, d, r, block, header);
+    if (d->again) {
+        int status = begin_again(q, now, d, r, block, header);
+        if (status != SHMQ_ARENA_FULL) return status;
+        d->again = 0; /* no room for a copy: it comes later, and those behind it pass */
+    }
     if (!shmq_pending_vacant(&q->pending)) return SHMQ_UNACKED_FULL;
     int status = shmq_try_next(q, r);
     if (status == SHMQ_SHUT_DOWN && load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&

@@ -231,6 +231,21 @@ def test_memory_that_somebody_looks_at_is_not_reused(q: shmq.Queue, old_first: b
     assert _pages_in_use(q) == 0
 
 
+def test_no_room_for_a_copy(q: shmq.Queue) -> None:
+    """The one that needs it waits; the next one passes."""
+    q.put(np.arange(100_000))  # of an arena of 1 MiB
+    first = q.lease()
+    q.put(b"next")
+    first.nack()
+    with q.lease(block=False) as message:
+        assert message.value == b"next"
+    with pytest.raises(shmq.Empty):
+        q.lease(block=False)
+    first.value = None
+    with q.lease(timeout=30) as message:
+        assert message.value[99_999] == 99_999
+
+
 def test_dropped_views_do_not_lose_the_message(q: shmq.Queue) -> None:
     q.put(np.arange(5000))
     message = q.lease()
