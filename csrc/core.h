@@ -625,7 +625,10 @@ void shmq_look_now(shmq_queue *q);
  * while. */
 bool shmq_look_around(shmq_queue *q);
 void shmq_tell(shmq_queue *q, struct shmq_eventcount *eventcount); /* wakes who waits there */
-int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns);           /* every message that was put is acked */
+/* Tasks of this handle's owner, one thread at a time: of messages that were acked when they were got. */
+void shmq_begin_task(shmq_queue *q);
+int shmq_end_task(shmq_queue *q);                       /* SHMQ_INVALID: there is none */
+int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */
 /* What a record holds, as shmq_get returns it. */
 int shmq_copy_inline(shmq_queue *q, const struct shmq_record *record, shmq_message *message);
 void shmq_message_of_block(shmq_block *block, uint16_t codec, const struct shmq_block_header *header,

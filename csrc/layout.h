@@ -185,7 +185,8 @@ struct shmq_peer {
     shmq_a64 messages_put, bytes_put, messages_got, bytes_got; /* writer: the owner */
     shmq_a64 parks, wakes, reaps;
     shmq_a64 holding_since_ns; /* CLOCK_MONOTONIC: it has held one block or another since then, if it does */
-    uint8_t unused2[SHMQ_LINE - 64];
+    shmq_a64 unfinished; /* at_least_once: messages got, and acked, whose task is not done; by the owner */
+    uint8_t unused2[SHMQ_LINE - 72];
 
     shmq_a64 topic_cursor; /* topic: this subscriber's next message; by the owner */
     shmq_a64 topic_missed; /* by the owner */

@@ -148,7 +148,7 @@ int shmq_join(shmq_queue *q, int64_t deadline_ns) {
     int status = q == NULL || q->pending.count == 0 ? SHMQ_INVALID : shmq_usable(q);
     if (status != SHMQ_OK) return status;
     shmq_pin(q);
-    status = shmq_wait_acked(q, deadline_ns);
+    status = shmq_wait_done(q, deadline_ns);
     shmq_unpin(q);
     return status;
 }

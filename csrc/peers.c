@@ -91,10 +91,18 @@ static void introduce(struct shmq_peer *peer) {
     store32_relaxed(&peer->bells, 0);
     shmq_recorder_clear(peer);
     store32_relaxed(&peer->roles, 0);
-    shmq_a64 *counters[] = {&peer->messages_put, &peer->bytes_put,       &peer->messages_got,
-                            &peer->bytes_got,    &peer->parks,           &peer->wakes,
-                            &peer->reaps,        &peer->topic_cursor,    &peer->topic_missed,
-                            &peer->subscription, &peer->holding_since_ns};
+    shmq_a64 *counters[] = {&peer->messages_put,
+                            &peer->bytes_put,
+                            &peer->messages_got,
+                            &peer->bytes_got,
+                            &peer->parks,
+                            &peer->wakes,
+                            &peer->reaps,
+                            &peer->topic_cursor,
+                            &peer->topic_missed,
+                            &peer->subscription,
+                            &peer->holding_since_ns,
+                            &peer->unfinished};
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++) store_relaxed(counters[i], 0);
 }
 

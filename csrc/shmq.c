@@ -669,22 +669,44 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
     return SHMQ_PEER_DEAD;
 }
 
-static bool all_acked(const shmq_queue *q) {
+/* The ring, the table, the tasks: a message goes that way, and is seen in the next before it leaves the one.  A peer
+ * that died took its tasks with it. */
+static bool all_done(const shmq_queue *q) {
     uint64_t unacked, waiting;
-    /* The ring first: a message goes from there to the table, and never back. */
     if (!shmq_mpmc_untouched(&q->ring.mpmc)) return false;
     shmq_pending_count(&q->pending, &unacked, &waiting);
-    return unacked + waiting == 0;
+    if (unacked + waiting != 0) return false;
+    for (uint32_t i = 0; i < q->segment.geometry.peers; i++) {
+        const struct shmq_peer *peer = &q->segment.peers[i];
+        bool lives = (load_acquire(&peer->word) & 0xff) == SHMQ_PEER_LIVE;
+        if (lives && load_acquire(&peer->unfinished) != 0) return false;
+    }
+    return true;
 }
 
-static bool acked_ready(void *context) {
+void shmq_begin_task(shmq_queue *q) {
+    /* Release: before the ack, for all_done. */
+    store_release(&q->counters->unfinished, load_relaxed(&q->counters->unfinished) + 1);
+}
+
+int shmq_end_task(shmq_queue *q) {
+    int status = shmq_usable(q);
+    if (status != SHMQ_OK) return status;
+    uint64_t tasks = load_relaxed(&q->counters->unfinished);
+    if (tasks == 0) return SHMQ_INVALID;
+    store_release(&q->counters->unfinished, tasks - 1);
+    (void)wake(q, &q->control->not_full);
+    return SHMQ_OK;
+}
+
+static bool done_ready(void *context) {
     const struct need *need = context;
-    return load32_relaxed(&need->q->open) == 0 || all_acked(need->q);
+    return load32_relaxed(&need->q->open) == 0 || all_done(need->q);
 }
 
-int shmq_wait_acked(shmq_queue *q, int64_t deadline_ns) {
+int shmq_wait_done(shmq_queue *q, int64_t deadline_ns) {
     struct need need = {.q = q};
-    int status = wait_until(q, &q->control->not_full, &q->put.waiter, acked_ready, &need, deadline_ns);
+    int status = wait_until(q, &q->control->not_full, &q->put.waiter, done_ready, &need, deadline_ns);
     return status == SHMQ_OK && load32_relaxed(&q->open) == 0 ? SHMQ_CLOSED : status;
 }
 

@@ -49,6 +49,8 @@ void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
 int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list);
+void shmq_begin_task(shmq_queue *q);
+int shmq_end_task(shmq_queue *q);
 int py_join(shmq_queue *q, int64_t deadline_ns);
 int py_look_around(shmq_queue *q);
 int py_arm_get(shmq_queue *q, uint64_t doorbell);

@@ -679,7 +679,7 @@ static int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list) {
 static int py_join(shmq_queue *q, int64_t deadline_ns) {
     if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_acked(q, deadline_ns);
+    int status = shmq_wait_done(q, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;

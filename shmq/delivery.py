@@ -130,6 +130,7 @@ class Acknowledged:
     def try_take(self) -> Any:
         item, delivery = self.lease()
         if delivery is not None:
+            lib.shmq_begin_task(self._queue._c)  # before the ack, so that join() sees one or the other
             lib.shmq_ack(self._queue._c, delivery)
         return item
 

@@ -168,10 +168,24 @@ class Queue(Producer, Consumer):
             elif not lib.py_look_around(self._c):
                 errors.raise_status(item, self.name)
 
-    def join(self, timeout: float | None = None) -> None:
-        """Waits until every message that was put into an at_least_once queue is acknowledged.
+    def task_done(self) -> None:
+        """Says that the work on a message that this handle got (``get``, ``get_many``) is done; for ``join``.
 
-        ``TimeoutError`` after ``timeout`` seconds."""
+        ``ValueError`` where it is called more often than messages were got.  What was leased is done with its
+        ``ack``; the tasks of a process that dies end with it."""
+        self._taker()
+        status = lib.shmq_end_task(self._c)
+        if status == lib.SHMQ_INVALID:
+            raise ValueError(f"queue {self.name!r}: task_done() called more often than get()")
+        if status:
+            errors.raise_status(status, self.name)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until every message of an at_least_once queue is acknowledged, and every task done.
+
+        That is ``queue.Queue.join`` over all processes: see ``task_done``.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds."""
         self._taker()
         deadline = deadline_ns(timeout)
         while status := lib.py_join(self._c, slice_end_ns(deadline)):
@@ -181,7 +195,8 @@ class Queue(Producer, Consumer):
                 found = self.stats()
                 raise TimeoutError(
                     f"queue {self.name!r}: {found.qsize:,} messages wait, {found.unacked:,} are leased and "
-                    f"not acknowledged, {found.waiting_again:,} wait to be delivered again"
+                    f"not acknowledged, {found.waiting_again:,} wait to be delivered again; or a "
+                    "task_done() is missing"
                 )
 
     def dead_letters(self) -> "Queue":

@@ -370,6 +370,7 @@ def test_what_fails_too_often_is_put_aside(q: shmq.Queue, sent: Any) -> None:
     assert q.get() == b"next"
     assert q.stats().waiting_again == 0
     np.testing.assert_equal(q.dead_letters().get(block=False), sent)
+    q.task_done()
     q.join(timeout=1)
 
 
@@ -418,6 +419,9 @@ def test_get_acknowledges(q: shmq.Queue) -> None:
     for i in range(20):
         q.put(i)
     assert q.get_many(30) == list(range(20))
+    for _ in range(len(SAMPLES) + 20):
+        q.task_done()
+    q.join(timeout=1)
     with pytest.raises(shmq.Empty):
         q.get(timeout=0.01)
     assert _pages_in_use(q) == 0
@@ -445,6 +449,29 @@ def test_join_waits_for_the_last_ack(q: shmq.Queue) -> None:
         assert not joined.is_set()
     thread.join(timeout=30)
     assert joined.is_set()
+
+
+def test_join_waits_for_the_last_task(q: shmq.Queue, make: Make, name: str, script: Start) -> None:
+    other = make()
+    for i in range(3):
+        q.put(i)
+    other.get_many(2)
+    q.get()
+    q.task_done()
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match=r"task_done\(\) is missing"):
+            q.join(timeout=0.01)
+        other.task_done()
+    q.join(timeout=30)
+    for handle in (q, other):
+        with pytest.raises(ValueError, match="more often than get"):
+            handle.task_done()
+    q.put(1)
+    dies = script(
+        PRELUDE + "q = shmq.Queue(sys.argv[1]); q.get(); os.kill(os.getpid(), signal.SIGKILL)", name
+    )
+    assert dies.finish()[0] == -signal.SIGKILL
+    q.join(timeout=30)  # nobody is left to do it
 
 
 def test_shutdown_ends_when_nothing_can_come_back(q: shmq.Queue, make: Make) -> None:
