@@ -648,7 +648,7 @@ static void expect_the_stopped_in_the_way(uint32_t victim) {
         EXPECT(i == (mine->cursor & t->slots.mask) && shmq_laps_ahead(&t->slots, word, mine->cursor) == 0,
                "a slot that is being written is not the next to be read");
     }
-    EXPECT(writes || shmq_topic_drained(t, mine), "the helper does not read on");
+    EXPECT(writes || shmq_topic_drained(t, mine->cursor), "the helper does not read on");
     EXPECT(company.full == (gates || writes),
            company.full ? "full, and nobody is in the way" : "a subscriber is overtaken, or a publisher");
     OK(shmq_get_stats(reader, &s));
