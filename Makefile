@@ -7,7 +7,10 @@ PY := $(VENV)/bin/python
 CFLAGS_CHECK := -std=c11 -O2 -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Werror -fvisibility=hidden
 C_FILES := $(wildcard csrc/*.c)
 
-.PHONY: demo test soak crash model aarch64 check asan tsan bench clean tools
+# The tests start hundreds of interpreters: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test mutants soak crash model aarch64 check asan tsan bench clean tools
 
 demo: $(VENV)/built
 	$(PY) -m shmq demo
@@ -15,6 +18,9 @@ demo: $(VENV)/built
 test: $(VENV)/built
 	$(if $(TORCH),$(PY) -m pip install -q $(TORCH))
 	$(PY) -m pytest -q -n 2 tests
+
+mutants: $(VENV)/built
+	SHMQ_MUTANTS=all $(PY) -m pytest -q -n 2 tests/test_c_core.py tests/test_crash.py tests/test_crash_parts.py -k seeded_bug
 
 soak: $(VENV)/built
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600

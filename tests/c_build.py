@@ -12,21 +12,35 @@ A variant is the core's sources with edits, and compiler flags:
     big_pages    the kernel has pages of 64 KiB (see big_pages.c)
     asan, tsan   under the sanitizers
 
-A mutant is a variant with one more edit, which a test has to notice.
+A mutant is a variant with one more edit, which a test has to notice.  The suite tries a sample of them,
+``make mutants`` all (see sampled).
+
+The core is compiled as it is shipped (-O2); the programs, and what a mutant changes, as fast as it goes.
 """
 
+import fcntl
+import hashlib
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 PROGRAMS = TESTS / "c"
 CC = shutil.which("cc")
+ALL_MUTANTS = os.environ.get("SHMQ_MUTANTS") == "all"
+ONE_IN = 4
+QUICKLY = ("-Og",)
+WARNINGS = ("-Wall", "-Wextra", "-Werror=implicit-function-declaration", "-Werror=int-conversion")
 
 
 @dataclass(frozen=True)
@@ -40,9 +54,13 @@ class Edit:
 
     def apply(self, directory: Path) -> None:
         path = directory / self.file
-        text, found = re.subn(self.old, self.new, path.read_text(), flags=re.MULTILINE)
+        path.write_text(self.applied(path.read_text()))
+
+    def applied(self, text: str) -> str:
+        changed, found = re.subn(self.old, self.new, text, flags=re.MULTILINE)
         assert found == self.times, f"{self.old!r} occurs {found} times in {self.file}, not {self.times}"
-        path.write_text(text)
+        assert changed != text, f"{self.old!r} and {self.new!r} are the same in {self.file}"
+        return changed
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,7 @@ class Variant:
     name: str
     flags: tuple[str, ...] = ("-O2",)
     edits: tuple[Edit, ...] = ()
+    link: tuple[str, ...] = ()
 
 
 _HOUR = (
@@ -90,7 +109,7 @@ VARIANTS = {
         Variant("long_slices", edits=_HOUR),
         Variant("points", edits=_HOUR + _HOOKS),
         Variant("no_barrier", edits=_HOUR + _NO_BARRIER),
-        Variant("big_pages", ("-O2", _BIG_PAGES)),
+        Variant("big_pages", link=(_BIG_PAGES,)),
         Variant("asan", (*_SANITIZE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")),
         Variant("tsan", (*_SANITIZE, "-fsanitize=thread", "-Wno-tsan"), _KERNEL_EDGE),
     )
@@ -111,22 +130,71 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr}"
 
 
+Seeded = TypeVar("Seeded")
+
+
+def sampled(bugs: Iterable[Seeded], sort: Callable[[Seeded], str]) -> list[Seeded]:
+    """Of each sort the first, the fifth, the ninth and so on; where SHMQ_MUTANTS=all: all.
+
+    So the sample has one of each sort, and a new bug moves only those behind it of its own."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for bug in bugs:
+        if ALL_MUTANTS or seen[sort(bug)] % ONE_IN == 0:
+            chosen.append(bug)
+        seen[sort(bug)] += 1
+    return chosen
+
+
+def outdated(edits: Iterable[Edit]) -> list[str]:
+    """What is wrong with those that do not fit the core as it is now, in the sample or not."""
+    complaints = []
+    for edit in edits:
+        try:
+            edit.applied((CSRC / edit.file).read_text())
+        except AssertionError as why:
+            complaints.append(str(why))
+    return complaints
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Against other processes and threads; if its holder dies, the kernel unlocks it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass
 class Workshop:
-    """Builds on demand, each thing once, in ``directory``; ``machine``: flags of a cross compiler ``cc``."""
+    """Builds on demand, each thing once, in ``directory``; ``machine``: flags of a cross compiler ``cc``.
+
+    Objects lie in ``store``, which several workshops of the same compiler may share, also in processes beside
+    each other: each is named for the text and the flags that it was made from."""
 
     directory: Path
     csrc: Path = CSRC
     cc: str | None = CC
     machine: tuple[str, ...] = ()
+    store: Path | None = None
     _cores: dict[str, dict[str, Path]] = field(default_factory=dict)
     _objects: dict[tuple[str, str], Path] = field(default_factory=dict)
     _programs: dict[tuple[str, str], Path] = field(default_factory=dict)
 
-    def _compile(self, source: Path, include: Path, target: Path, flags: Iterable[str]) -> Path:
+    def _compile(self, source: Path, include: Path, flags: Iterable[str]) -> Path:
         assert self.cc is not None
-        common = ["-std=c11", "-g", "-UNDEBUG", "-Wall", "-Wextra", "-pthread", *self.machine]
-        run(self.cc, *common, *flags, f"-I{include}", f"-I{PROGRAMS}", "-c", source, "-o", target)
+        common = ("-std=c11", "-g1", "-UNDEBUG", *WARNINGS, "-pthread", *self.machine)
+        command = [self.cc, *common, *flags]
+        headers = [path for home in (include, PROGRAMS, source.parent) for path in sorted(home.glob("*.h"))]
+        made_from = [" ".join(command), source.name, *(path.read_text() for path in [source, *headers])]
+        name = f"{source.stem}-{hashlib.sha256(chr(0).join(made_from).encode()).hexdigest()[:32]}"
+        store = self.store or self.directory / "objects"
+        store.mkdir(parents=True, exist_ok=True)
+        target, part = store / f"{name}.o", store / f"{name}.part"
+        with locked(store / f"{name}.lock"):
+            if not target.exists():
+                run(*command, f"-I{include}", f"-I{PROGRAMS}", "-c", source, "-o", part)
+                part.rename(target)
         return target
 
     def _core(self, variant: Variant) -> dict[str, Path]:
@@ -139,9 +207,7 @@ class Workshop:
             names = sorted(path.name for path in sources.glob("*.c"))
             with ThreadPoolExecutor(2) as pool:
                 objects = pool.map(
-                    lambda name: self._compile(
-                        sources / name, sources, sources.parent / f"{name}.o", variant.flags
-                    ),
+                    lambda name: self._compile(sources / name, sources, variant.flags),
                     names,
                 )
                 self._cores[variant.name] = dict(zip(names, objects, strict=True))
@@ -151,14 +217,13 @@ class Workshop:
         key = (program, variant.name)
         if key not in self._objects:
             self._core(variant)
-            home = self.directory / variant.name
-            target = home / f"{target_of(program)}.o"
-            self._objects[key] = self._compile(source_of(program), home / "csrc", target, variant.flags)
+            include = self.directory / variant.name / "csrc"
+            self._objects[key] = self._compile(source_of(program), include, (*variant.flags, *QUICKLY))
         return self._objects[key]
 
     def _link(self, target: Path, variant: Variant, objects: Iterable[Path]) -> Path:
         assert self.cc is not None
-        run(self.cc, *self.machine, *variant.flags, *objects, "-pthread", "-o", target)
+        run(self.cc, *self.machine, *variant.flags, *variant.link, *objects, "-pthread", "-o", target)
         return target
 
     def program(self, program: str, variant_name: str) -> Path:
@@ -175,12 +240,12 @@ class Workshop:
         """The same with one source, or header, of the core changed."""
         variant = VARIANTS[variant_name]
         core = dict(self._core(variant))
-        home = self.directory / f"mutant-{name}"
+        home = Path(tempfile.mkdtemp(prefix=f"mutant-{name}-", dir=self.directory))
         sources = home / "csrc"
         shutil.copytree(self.directory / variant_name / "csrc", sources)
         edit.apply(sources)
         for file in [edit.file] if edit.file.endswith(".c") else list(core):
-            core[file] = self._compile(sources / file, sources, home / f"{file}.o", variant.flags)
+            core[file] = self._compile(sources / file, sources, (*variant.flags, *QUICKLY))
         objects = [self._object(program, variant), *core.values()]
         return self._link(home / target_of(program), variant, objects)
 

@@ -15,6 +15,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from c_build import Workshop
 
 import shmq
 
@@ -239,6 +240,14 @@ def run(script: Callable[..., Script]) -> Callable[..., str]:
         return output
 
     return run
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Builds the C tests; the processes of one run share what they have compiled."""
+    base = tmp_path_factory.getbasetemp()
+    store = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "objects"
+    return Workshop(tmp_path_factory.mktemp("c"), store=store)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The tests of the C core, which are written in C: each becomes a test here.
 
-The negative controls at the end seed one bug each, and say which program has to notice it.
+The negative controls at the end seed one bug each, and say which program has to notice it: a sample, or
+all of them (make mutants).
 """
 
 import os
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from c_build import CC, Edit, Workshop, list_tests
+from c_build import CC, Edit, Workshop, list_tests, outdated, sampled
 from shmq._core import ffi, lib
 
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
@@ -35,11 +36,6 @@ def no_doorbells_of_the_killed() -> Iterator[None]:
     number, fd = ffi.new("uint64_t *"), ffi.new("int *")
     assert lib.shmq_doorbell_open(number, fd) == 0
     lib.shmq_doorbell_close(number[0], fd[0])
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("c_core"))
 
 
 Done = subprocess.CompletedProcess[str]
@@ -278,7 +274,7 @@ BUGS = [
     bug(
         "tombs_are_for_ever",
         "mpmc.c",
-        r"word_for\(ring, SHMQ_SLOT_FREE, 0, position \+ ring->mask \+ 1\)",
+        r"shmq_word_for\(ring, SHMQ_SLOT_FREE, 0, position \+ ring->mask \+ 1\)",
         "word",
         "test_mpmc",
         "a_put_that_is_given_up_leaves_a_tomb",
@@ -863,7 +859,18 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("seeded", BUGS, ids=lambda seeded: seeded.name)
+def test_every_bug_fits_the_core_as_it_is() -> None:
+    assert not outdated(seeded.edit for seeded in BUGS)
+
+
+CHOSEN = sampled(BUGS, lambda seeded: seeded.edit.file)
+
+
+def test_the_sample_has_a_bug_of_each_file() -> None:
+    assert {seeded.edit.file for seeded in CHOSEN} == {seeded.edit.file for seeded in BUGS}
+
+
+@pytest.mark.parametrize("seeded", CHOSEN, ids=lambda seeded: seeded.name)
 def test_a_seeded_bug_is_noticed(workshop: Workshop, seeded: Bug) -> None:
     program = workshop.mutant(seeded.program, seeded.variant(), seeded.name, seeded.edit)
     done = start(program, *seeded.arguments(), watchdog_s=MUTANT_WATCHDOG_S)

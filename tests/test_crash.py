@@ -7,20 +7,15 @@ claims.
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from c_build import CC, Edit, Workshop
+from c_build import CC, Edit, Workshop, outdated, sampled
 from crash import harness
 from crash.harness import Job
 
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(tmp_path_factory.mktemp("crash"))
 
 
 @pytest.fixture(autouse=True)
@@ -298,10 +293,18 @@ CONTROLS = [
 ]
 
 
-@pytest.mark.parametrize("seeded", CONTROLS, ids=lambda seeded: seeded.name)
+def test_every_bug_fits_the_core_as_it_is() -> None:
+    assert not outdated(seeded.edit for seeded in CONTROLS)
+
+
+CHOSEN = sampled(CONTROLS, lambda seeded: seeded.edit.file)
+
+
+@pytest.mark.parametrize("seeded", CHOSEN, ids=lambda seeded: seeded.name)
 def test_a_seeded_bug_is_noticed(workshop: Workshop, seeded: Control) -> None:
     program = workshop.mutant(harness.PROGRAM, "plain", seeded.name, seeded.edit)
-    (done,) = run_jobs(program, [seeded.job])
+    job = replace(seeded.job, arguments=(*seeded.job.arguments, "--enough"))
+    (done,) = run_jobs(program, [job])
     assert done.failed, f"{seeded.job} passes with it"
     assert re.search(seeded.reason, done.complaints), done.complaints
     shutil.rmtree(program.parent)

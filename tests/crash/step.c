@@ -1,6 +1,7 @@
 /* SIGKILL at every instruction.
  *
- *     step [--kind spsc|mpmc|topic] [--wrap] [--depth D] [--parked] [--every N] [--every-repair N] [OPERATION ...]
+ *     step [--kind spsc|mpmc|topic] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
+ *          [OPERATION ...]
  *     step [--kind ...] --list
  *
  * A victim, forked and traced, runs one operation of operations.h or topics.h; it is killed after k instructions, for k = 0,
@@ -15,7 +16,8 @@
  * (SIGSTOP) instead; others put, get and hold for several laps of the ring, and then the victim goes on.
  *
  * --every N: at the first level only every Nth instruction, and those around each at which the memory changed or the
- * kernel was called; 0: only those.  --every-repair N: the same for the levels below.
+ * kernel was called; 0: only those.  --every-repair N: the same for the levels below.  --enough: an operation ends
+ * when it has failed as often as is told.
  *
  * One line per operation: tab-separated figures.  Exit status 0: no failure; 77: ptrace is forbidden.
  *
@@ -66,6 +68,7 @@ static struct {
     int level;
     uint32_t dead;      /* in the table when the victim comes */
     bool parked, stops; /* the last level's victims are to be stopped; this level's are */
+    bool enough;        /* after COMPLAINTS */
     uint64_t every, every_repair;
     sigjmp_buf next_round;
 } bench;
@@ -757,6 +760,8 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
 
 /* ---- level by level ---- */
 
+static bool goes_on(void) { return !bench.enough || figures.failures < COMPLAINTS; }
+
 static void explore(const uint8_t *bytes, const struct operation *op, const struct numbers *due, int depth) {
     struct images seen = {0};
     int level = ++bench.level;
@@ -766,7 +771,7 @@ static void explore(const uint8_t *bytes, const struct operation *op, const stru
     restore(bytes);
     for (uint32_t i = SURVIVORS; i < PEERS; i++) bench.dead += is_live(i);
     if (!bench.stops) figures.points[level] += way.trace.n;
-    for (uint64_t k = 0; k < way.trace.n; k++) {
+    for (uint64_t k = 0; k < way.trace.n && goes_on(); k++) {
         if (!chosen(&way, k, level == 1 ? bench.every : bench.every_repair)) continue;
         if (bench.stops) {
             figures.parked += 1;
@@ -777,7 +782,7 @@ static void explore(const uint8_t *bytes, const struct operation *op, const stru
         }
     }
     figures.images[level] += seen.n;
-    for (uint64_t i = 0; depth > 1 && i < seen.n; i++) {
+    for (uint64_t i = 0; depth > 1 && i < seen.n && goes_on(); i++) {
         died_at(&way.trace, seen.of[i].k);
         explore(seen.of[i].bytes, &repair, &seen.of[i].committed, depth - 1);
     }
@@ -909,6 +914,7 @@ int main(int argc, char **argv) {
         const char *option = argv[first];
         if (strcmp(option, "--wrap") == 0) wrap = true;
         else if (strcmp(option, "--parked") == 0) bench.parked = true;
+        else if (strcmp(option, "--enough") == 0) bench.enough = true;
         else if (strcmp(option, "--list") == 0) list = true;
         else if (++first == argc) return 2;
         else if (strcmp(option, "--kind") == 0) kind = kind_named(argv[first]);
