@@ -1,60 +1,29 @@
-"""The `shmq` command as people and scripts meet it: its own process, on real segments."""
+"""The `shmq` command as people and scripts meet it: a process of its own, on real segments."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import COMMAND, attempt, run, run_on_terminal
 
 import shmq
 
-COMMAND = [sys.executable, "-m", "shmq"]
 BOX_DRAWING = re.compile("[\u2500-\u257f]")
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 RING, ARENA = 1 << 16, 4 << 20
 
 
-def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the command with its output in a pipe."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == expect, done.stderr
-    return done
-
-
-def run_on_terminal(columns: int, *arguments: str) -> str:
-    """What the command writes to a terminal that wide, without colour and cursor sequences."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    environment |= {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
-    ):
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                shown += chunk
-        except OSError:  # EIO: the other side is closed
-            pass
-    os.close(ours)
-    text = CONTROL.sub("", shown.decode()).replace("\r", "")
-    assert "Traceback" not in text
-    assert max(map(len, text.splitlines())) <= columns
-    return text
+def run_as_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a shell does, with the output in a pipe."""
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
 
 
 def refused(*arguments: str) -> str:
@@ -321,12 +290,16 @@ def test_rm_refuses_foreign_files_unless_forced(name: str, content: bytes) -> No
     assert not path.exists()
 
 
-DEAD_AND_ALIVE = """
-import os, subprocess, sys
+DEAD_AND_ALIVE = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 import shmq
+from command import attempt
 def run(*arguments):
-    done = subprocess.run([sys.executable, "-m", "shmq", *arguments], capture_output=True, text=True)
+    done = attempt(*arguments)
     return done.returncode, done.stdout + done.stderr
+"""
+DEAD_AND_ALIVE += """
 def die_in(name, **how):
     pid = os.fork()
     if pid == 0:
@@ -437,13 +410,27 @@ def test_on_a_terminal_everything_fits_and_nothing_is_cut(queue: shmq.Queue, col
 
 
 def test_doctor() -> None:
-    done = subprocess.run([*COMMAND, "doctor", "--json"], capture_output=True, check=False)
+    done = run_as_program("doctor", "--json")
     findings = json.loads(done.stdout)
     failed = any(finding["status"] == "fail" for finding in findings)
     assert done.returncode == failed
     text = run("doctor", expect=int(failed)).stdout
     assert not BOX_DRAWING.search(text)
     assert [line.split()[0] for line in text.splitlines()[1:]] == [f["status"] for f in findings]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["stat", "a/b"], ["ls", "--bogus"]])
+def test_as_a_program_it_says_the_same(arguments: list[str]) -> None:
+    """The other tests fork."""
+    program, fork = run_as_program(*arguments), attempt(*arguments)
+    assert (program.returncode, program.stdout, program.stderr) == (fork.returncode, fork.stdout, fork.stderr)
+
+
+def test_on_a_terminal_as_a_program_it_draws_the_same(queue: shmq.Queue) -> None:
+    shown = [run_on_terminal(80, "stat", queue.name, as_program=how) for how in (True, False)]
+    assert BOX_DRAWING.search(shown[0])
+    ages = re.compile(r"\b\d+ s\b")
+    assert ages.sub("", shown[0]) == ages.sub("", shown[1])
 
 
 def test_version_and_include() -> None:
@@ -454,7 +441,7 @@ def test_version_and_include() -> None:
 
 
 def test_demo_is_the_example() -> None:
-    said = run("demo", "--help").stdout
+    said = run_as_program("demo", "--help").stdout
     assert said.startswith("usage: shmq demo ")
     assert "--batches" in said
     assert "--bogus" in run("demo", "--bogus", expect=2).stderr

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command
 import numpy as np
 import pytest
 
@@ -254,8 +253,7 @@ def test_garbage_in_a_recorder_is_left_out(make: Make) -> None:
 
 
 def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "shmq", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return command.run(*arguments).stdout
 
 
 def test_the_command_tells_of_the_dead(die: Callable[..., tuple[shmq.Queue, int]]) -> None:
@@ -282,10 +280,4 @@ def test_the_command_where_nobody_died(make: Make) -> None:
     assert run("stat", q.name, "--dead").startswith(f"{q.name}: no peer has died")
     assert json.loads(run("stat", q.name, "--dead", "--json")) == []
     assert "see --dead" not in run("stat", q.name)
-    refused = subprocess.run(
-        [sys.executable, "-m", "shmq", "stat", q.name, "--dead", "--watch", "1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2
+    command.run("stat", q.name, "--dead", "--watch", "1", expect=2)
