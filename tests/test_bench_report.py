@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import json
 import os
@@ -27,11 +28,6 @@ TINY = (
     *("--repetitions", "2", "--seconds", "0.002", "--max-mib", "1", "--rivals", "mp.Pipe"),
     *("--only", "latency", "--loads", "1000", "--sizes", "4096"),
 )
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 # ---- the terminal ----
@@ -76,27 +72,6 @@ def test_a_row_at_work_is_not_counted_as_done() -> None:
     assert rows_done(run_of(), "compiling floors.c") == 0
 
 
-def test_a_terminal_sees_a_bar() -> None:
-    """stderr is a terminal of its own, stdout is not."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "bench", *TINY]
-    planned = bench(*TINY, "--list").stdout.split()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=follower, env=environment
-    ) as child:
-        os.close(follower)
-        said = b""
-        with contextlib.suppress(OSError):  # EIO: the other end is closed
-            while some := os.read(leader, 1 << 16):
-                said += some
-    os.close(leader)
-    assert child.returncode == 0
-    assert f"/{len(planned)}".encode() in said
-    for step in (b"repetition 1 of 2: shmq", b"repetition 2 of 2: mp.Pipe"):
-        assert step in said
-
-
 # ---- the HTML ----
 
 needs_libraries = pytest.mark.skipif(page.missing() is not None, reason=str(page.missing()))
@@ -123,9 +98,14 @@ def test_the_page_has_every_row() -> None:
     assert page.page(made) == text
 
 
+@functools.cache
+def rich_page() -> str:
+    return page.page(rich_run())
+
+
 @needs_libraries
 def test_the_page_refers_to_nothing_outside() -> None:
-    text = page.page(rich_run())
+    text = rich_page()
     assert not re.findall(r"https?:|@import|url\((?!#)|<script", text)
     assert {link for link in re.findall(r'(?:href|src)="([^"]*)"', text) if not link.startswith("#")} == {
         "data:,"
@@ -137,7 +117,7 @@ def test_the_page_refers_to_nothing_outside() -> None:
 
 @needs_libraries
 def test_what_comes_in_is_escaped() -> None:
-    text = page.page(rich_run())
+    text = rich_page()
     assert "<script" not in text
     assert text.count("&lt;script&gt;") > 8
 
@@ -146,7 +126,7 @@ def test_what_comes_in_is_escaped() -> None:
 def test_a_page_of_an_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.write_json(rich_run(), tmp_path / "run.json")
     assert program.main(["html", str(tmp_path / "run.json"), str(tmp_path / "page.html")]) == 0
-    assert (tmp_path / "page.html").read_text() == page.page(rich_run())
+    assert (tmp_path / "page.html").read_text() == rich_page()
     assert program.main(["html", str(tmp_path / "page.html"), str(tmp_path / "other.html")]) == 2
     assert "not JSON" in capsys.readouterr().err
 
@@ -212,7 +192,7 @@ def browse(text: str, directory: Path) -> tuple[list[dict[str, Any]], str]:
 @needs_browser
 def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     made = rich_run()
-    seen, console = browse(page.page(made), tmp_path)
+    seen, console = browse(rich_page(), tmp_path)
     expected = {"drawn": 4, "rows": len(made.rows), "overflow": 0, "fetched": [], "evil": None}
     assert seen == [expected, expected]
     assert console == ""
@@ -231,13 +211,33 @@ def test_a_bad_page_is_noticed(tmp_path: Path) -> None:
     assert "no" in console
 
 
+def bench_on_terminal(*arguments: str) -> str:
+    """What it says to a terminal that is its stderr; its stdout is none."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "bench", *arguments]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=follower, env=environment
+    ) as child:
+        os.close(follower)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while some := os.read(leader, 1 << 16):
+                said += some
+    os.close(leader)
+    assert child.returncode == 0, said
+    return said.decode()
+
+
 @needs_libraries
 @pytest.mark.timeout(300)
-def test_the_page_of_a_real_run(tmp_path: Path) -> None:
+def test_a_real_run_has_a_bar_and_a_page(tmp_path: Path) -> None:
     files = [tmp_path / "run.json", tmp_path / "page.html"]
-    done = bench(*TINY, "--json", str(files[0]), "--html", str(files[1]))
-    assert done.returncode == 0, done.stderr
+    said = bench_on_terminal(*TINY, "--json", str(files[0]), "--html", str(files[1]))
     data, text = json.loads(files[0].read_text()), files[1].read_text()
+    assert f"/{len(data['rows'])}" in said
+    for step in ("repetition 1 of 2: shmq", "repetition 2 of 2: mp.Pipe"):
+        assert step in said
     check_schema(data)
     for one in data["rows"]:
         assert f'<span class="id">{one["id"]}</span>' in text

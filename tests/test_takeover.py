@@ -30,7 +30,7 @@ import pytest
 import shmq
 
 SOAK = hypothesis.settings().max_examples >= 1000
-DEATHS = 400 if SOAK else 12
+DEATHS = 400 if SOAK else 6
 PATIENCE = 60
 Make = Callable[..., shmq.Queue]
 
