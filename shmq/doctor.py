@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import importlib.metadata
 import mmap
 import os
 import platform
@@ -319,9 +318,11 @@ def compiler(preferred: str, path: str | None = None) -> Verdict:
 
 def package(name: str, advice: str) -> Verdict:
     """Version of an installed Python package, without importing it; all but numpy are optional."""
+    from importlib import metadata  # slow to load, and not for the commands that only look at queues
+
     try:
-        return _ok(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
+        return _ok(metadata.version(name))
+    except metadata.PackageNotFoundError:
         return ("warn" if name == "numpy" else "ok"), "not installed", advice
 
 
