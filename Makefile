@@ -17,10 +17,10 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(if $(TORCH),$(PY) -m pip install -q $(TORCH))
-	$(PY) -m pytest -q -n 2 tests
+	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 mutants: $(VENV)/built
-	SHMQ_MUTANTS=all $(PY) -m pytest -q -n 2 tests/test_c_core.py tests/test_crash.py tests/test_crash_parts.py -k seeded_bug
+	SHMQ_MUTANTS=all $(PY) -m pytest -q -n 2 --dist worksteal tests/test_c_core.py tests/test_crash.py tests/test_crash_parts.py -k seeded_bug
 
 soak: $(VENV)/built
 	HYPOTHESIS_PROFILE=soak $(PY) -m pytest -q tests/test_model.py tests/test_c_core.py tests/test_corruption.py tests/test_takeover.py --timeout=3600

@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 #include "clones.h"
 
-#define EACH (SANITIZED ? 2500u : 20000u)
+#define EACH (SANITIZED ? 2500u : 10000u)
 #define KEEP 3u
 
 static struct {

@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 #include "clones.h"
 
-#define EACH (SANITIZED ? 3000u : 20000u)
+#define EACH (SANITIZED ? 3000u : 10000u)
 
 static struct {
     uint32_t producers, consumers;

@@ -11,7 +11,7 @@
 
 #include "lab.h"
 
-#define MESSAGES (SANITIZED ? 4000u : 16000u)
+#define MESSAGES (SANITIZED ? 4000u : 8000u)
 #define PAGES_HELD 6u
 
 static struct {
