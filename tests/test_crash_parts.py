@@ -46,6 +46,9 @@ def control(name: str, part: str, edit: tuple[str, str, str], reason: str, **amo
     return Control(name, part, Edit(*edit), reason, replace(SAMPLE, **amounts))
 
 
+SEEDS = (1, 2, 3)
+"""Tried in turn until the bug is noticed: on a busy machine it takes luck to die at the right instruction."""
+
 ANONYMOUS_PIN = "mmap(NULL, SHMQ_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)"
 
 CONTROLS = [
@@ -201,7 +204,10 @@ CHOSEN = sampled(CONTROLS, lambda seeded: seeded.part)
 @pytest.mark.parametrize("seeded", CHOSEN, ids=lambda seeded: seeded.name)
 def test_a_seeded_bug_is_noticed(workshop: Workshop, seeded: Control) -> None:
     program = workshop.mutant(f"crash/{seeded.part}", "plain", seeded.name, seeded.edit)
-    rows, complaints = parts.run(seeded.part, program, seeded.amounts)
+    for seed in SEEDS:
+        rows, complaints = parts.run(seeded.part, program, replace(seeded.amounts, seed=seed))
+        if any(row.failures for row in rows):
+            break
     assert any(row.failures for row in rows), f"{seeded.part} passes with it\n{parts.summary(rows)}"
     assert re.search(seeded.reason, complaints), complaints
     shutil.rmtree(program.parent)
