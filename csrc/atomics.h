@@ -40,6 +40,9 @@ static inline bool cas_acq_rel(shmq_a64 *p, uint64_t *expected, uint64_t desired
                                                    memory_order_acquire);
 }
 
+static inline uint64_t add_relaxed(shmq_a64 *p, uint64_t v) {
+    return atomic_fetch_add_explicit(p, v, memory_order_relaxed);
+}
 static inline uint64_t add_seq_cst(shmq_a64 *p, uint64_t v) {
     return atomic_fetch_add_explicit(p, v, memory_order_seq_cst);
 }

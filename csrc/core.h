@@ -626,6 +626,7 @@ void shmq_look_now(shmq_queue *q);
 bool shmq_look_around(shmq_queue *q);
 void shmq_tell(shmq_queue *q, struct shmq_eventcount *eventcount); /* wakes who waits there */
 /* Tasks of this handle's owner, one thread at a time: of messages that were acked when they were got. */
+void shmq_count_dropped(shmq_queue *q, int newest); /* for want of room */
 void shmq_begin_task(shmq_queue *q);
 int shmq_end_task(shmq_queue *q);                       /* SHMQ_INVALID: there is none */
 int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */

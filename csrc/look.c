@@ -30,6 +30,8 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     s->inline_bytes = q->ring.inline_bytes;
     s->peers = q->segment.geometry.peers;
     s->kind = q->segment.kind;
+    s->dropped_oldest = load_relaxed(&q->control->roles.dropped_oldest);
+    s->dropped_newest = load_relaxed(&q->control->roles.dropped_newest);
     s->max_unacked = q->pending.count;
     s->max_deliveries = q->pending.max_deliveries;
     s->visibility_ns = q->pending.visibility_ns;

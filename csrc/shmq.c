@@ -684,6 +684,12 @@ static bool all_done(const shmq_queue *q) {
     return true;
 }
 
+/* Relaxed: a count, for people.  Death before it: it is one short. */
+void shmq_count_dropped(shmq_queue *q, int newest) {
+    struct shmq_roles *roles = &q->control->roles;
+    (void)add_relaxed(newest ? &roles->dropped_newest : &roles->dropped_oldest, 1);
+}
+
 void shmq_begin_task(shmq_queue *q) {
     /* Release: before the ack, for all_done. */
     store_release(&q->counters->unfinished, load_relaxed(&q->counters->unfinished) + 1);

@@ -208,6 +208,7 @@ typedef struct shmq_stats {
     uint64_t largest_message_bytes;
     uint64_t pages[6]; /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
+    uint64_t dropped_oldest, dropped_newest; /* by producers that were told to, for want of room */
     uint64_t unacked, waiting_again; /* at_least_once: leased and not acked; to be delivered again */
     uint64_t visibility_ns;
     uint32_t max_unacked, max_deliveries;

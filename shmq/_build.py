@@ -49,6 +49,7 @@ void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
 int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list);
+void shmq_count_dropped(shmq_queue *q, int newest);
 void shmq_begin_task(shmq_queue *q);
 int shmq_end_task(shmq_queue *q);
 int py_join(shmq_queue *q, int64_t deadline_ns);

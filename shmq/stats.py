@@ -23,7 +23,8 @@ class QueueStats:
     the very slot that is next; a moment's matter, unless that process is stopped.  Of a topic,
     ``holds_up_put`` is the slowest subscriber where publishers wait for it; ``messages_got`` is what every
     subscriber has, ``qsize`` what the slowest has not; ``policy``, ``history`` and ``subscribers`` are None
-    for a queue. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps
+    for a queue. ``dropped_oldest`` and ``dropped_newest``: by producers that were told to where there was no
+    room. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps
     after a delay; ``qsize`` counts neither. ``full``: a message of ``inline_bytes`` would find no room in the
     ring."""
 
@@ -32,6 +33,8 @@ class QueueStats:
     kind: str
     messages_put: int
     messages_got: int
+    dropped_oldest: int
+    dropped_newest: int
     qsize: int
     ring_bytes: int
     ring_used_bytes: int
@@ -145,6 +148,8 @@ def read(c: Any, name: str) -> QueueStats:
         kind=kind,
         messages_put=raw.messages_put,
         messages_got=raw.messages_got,
+        dropped_oldest=raw.dropped_oldest,
+        dropped_newest=raw.dropped_newest,
         qsize=max(raw.messages_put - raw.messages_got, 0),
         ring_bytes=raw.ring_bytes,
         ring_used_bytes=raw.ring_used_bytes,
