@@ -56,7 +56,7 @@ static void *consume(void *which) {
             shmq_block *b = NULL;
             OK(shmq_get_begin(q));
             if (shmq_try_next(q, &r) == SHMQ_OK && (r.flags & SHMQ_RECORD_BLOCK) != 0 && below(&seed, 2) == 0)
-                OK(shmq_try_lease(q, &r, &b, &h));
+                OK(shmq_try_lease(q, &r, NULL, &b, &h));
             free(b);
             (void)end_life(q);
             q = join();

@@ -77,6 +77,7 @@ static inline shmq_queue *lab_clone(const shmq_queue *q) {
     c->control = q->control;
     c->ring = q->ring;
     c->arena = q->arena;
+    c->pending = q->pending;
     c->canary = q->canary;
     store_relaxed(&c->put.waiter.spin_ns, load_relaxed(&q->put.waiter.spin_ns));
     store_relaxed(&c->get.waiter.spin_ns, load_relaxed(&q->get.waiter.spin_ns));

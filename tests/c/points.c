@@ -268,7 +268,7 @@ static void two_deaths(void) {
     OK(shmq_get(c, &m, SHMQ_NO_WAIT));
     remains.blocks[remains.blocks_held++] = m.block;
     OK(shmq_try_next(c, &record));
-    OK(shmq_try_lease(c, &record, &b, &header));
+    OK(shmq_try_lease(c, &record, NULL, &b, &header));
     remains.blocks[remains.blocks_held++] = b;
     lab_die(p);
     lab_die(c);

@@ -63,7 +63,7 @@ static bool is_taken_meanwhile(const void *range, uint64_t argument, uint64_t ha
     (void)range;
     other.owner = OTHER;
     CHECK_EQ(handle, taken_handle);
-    OK(shmq_arena_lease(&other, handle, argument << 3, &page, &taken_word));
+    OK(shmq_arena_lease(&other, handle, argument << 3, 0, &page, &taken_word));
     return false;
 }
 
@@ -116,7 +116,7 @@ TEST(a_block_goes_through_its_states) {
     uint64_t handle = shmq_handle(page, 0x124);
     CHECK_EQ(handle, UINT64_C(0x124000001));
     arena.owner = OTHER;
-    OK(shmq_arena_lease(&arena, handle, position, &page, &w));
+    OK(shmq_arena_lease(&arena, handle, position, 0, &page, &w));
     CHECK_EQ(page, 1);
     CHECK_EQ(w, UINT64_C(0x01240093)); /* LEASED by 9 */
     CHECK_EQ(at(1), w);
@@ -220,7 +220,7 @@ TEST(an_arena_without_pages) {
         CHECK_EQ(shmq_arena_try_loan(&arena, bytes, &page, &w), SHMQ_TOO_LARGE);
         CHECK(!shmq_arena_room(&arena, bytes));
     }
-    CHECK_EQ(shmq_arena_lease(&arena, 0, 0, &page, &w), SHMQ_CORRUPT);
+    CHECK_EQ(shmq_arena_lease(&arena, 0, 0, 0, &page, &w), SHMQ_CORRUPT);
     CHECK_EQ(shmq_arena_largest(&arena), 0);
     OK(shmq_arena_valid(&arena));
     recover(ME, 0, 0);
@@ -318,20 +318,20 @@ TEST(a_handle_must_name_this_very_block) {
     rig_with(SMALL, LARGE);
     set(3, inflight);
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++)
-        CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(pages[i], 5), position, &page, &w), SHMQ_CORRUPT);
-    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(2, 5), position, &page, &w), SHMQ_CORRUPT);
-    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 4), position, &page, &w), SHMQ_CORRUPT);
-    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position + 8, &page, &w), SHMQ_CORRUPT);
+        CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(pages[i], 5), position, 0, &page, &w), SHMQ_CORRUPT);
+    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(2, 5), position, 0, &page, &w), SHMQ_CORRUPT);
+    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 4), position, 0, &page, &w), SHMQ_CORRUPT);
+    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position + 8, 0, &page, &w), SHMQ_CORRUPT);
     CHECK_EQ(at(3), inflight);
     for (uint64_t state = 0; state < 8; state++) {
         if (state == SHMQ_PAGE_INFLIGHT) continue;
         set(3, word(state, OTHER, 5, position >> 3));
-        CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position, &page, &w), SHMQ_CORRUPT);
+        CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position, 0, &page, &w), SHMQ_CORRUPT);
         CHECK_EQ(at(3), word(state, OTHER, 5, position >> 3));
     }
     set(3, inflight);
-    OK(shmq_arena_lease(&arena, shmq_handle(3, 5), position, &page, &w));
-    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position, &page, &w), SHMQ_CORRUPT); /* twice */
+    OK(shmq_arena_lease(&arena, shmq_handle(3, 5), position, 0, &page, &w));
+    CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position, 0, &page, &w), SHMQ_CORRUPT); /* twice */
     check_fences();
 }
 
@@ -467,7 +467,7 @@ TEST(resend_puts_the_lease_of_the_dead_back_in_flight) {
     uint32_t page;
     uint64_t w;
     arena.owner = OTHER;
-    OK(shmq_arena_lease(&arena, shmq_handle(4, 5), position, &page, &w));
+    OK(shmq_arena_lease(&arena, shmq_handle(4, 5), position, 0, &page, &w));
     CHECK_EQ(at(4), word(SHMQ_PAGE_LEASED, OTHER, 5, 0)); /* an ordinary lease: not committed any more */
     check_fences();
 }

@@ -176,7 +176,7 @@ TEST(a_message_is_taken_whole_or_delivered_again) {
             const struct shmq_block_header *header;
             shmq_block *b = NULL;
             OK(shmq_try_next(rig.consumer, &record));
-            if (step >= LEASED) OK(shmq_try_lease(rig.consumer, &record, &b, &header));
+            if (step >= LEASED) OK(shmq_try_lease(rig.consumer, &record, NULL, &b, &header));
             if (step >= RELEASED) shmq_taken(rig.consumer, 1, b->bytes);
             uint32_t page = step >= LEASED ? b->page : 0;
             uint64_t leased = word_of(page);
@@ -205,7 +205,7 @@ TEST(redelivery_survives_any_number_of_deaths) {
         shmq_block *b;
         OK(shmq_get_begin(rig.consumer));
         OK(shmq_try_next(rig.consumer, &record));
-        OK(shmq_try_lease(rig.consumer, &record, &b, &header));
+        OK(shmq_try_lease(rig.consumer, &record, NULL, &b, &header));
         CHECK_EQ(word_of(b->page) & SHMQ_WORD_COMMITTED, 0);
         lab_die(rig.consumer);
         CHECK_EQ(lab_reap(rig.survivor), 1);
@@ -231,7 +231,7 @@ TEST(an_unleased_message_is_the_next_one_again) {
             const struct shmq_block_header *header;
             shmq_block *b;
             OK(shmq_try_next(rig.consumer, &record));
-            OK(shmq_try_lease(rig.consumer, &record, &b, &header));
+            OK(shmq_try_lease(rig.consumer, &record, NULL, &b, &header));
             shmq_unlease(b, &record);
             rig.consumer->get.ring.spsc = before;
             if (dies) {
@@ -257,7 +257,7 @@ TEST(one_process_in_both_roles) {
     shmq_block *b, *loan;
     OK(shmq_get_begin(both));
     OK(shmq_try_next(both, &record));
-    OK(shmq_try_lease(both, &record, &b, &header));
+    OK(shmq_try_lease(both, &record, NULL, &b, &header));
     OK(shmq_loan(both, 1, SHMQ_NO_WAIT, &loan));
     lab_die(both);
     CHECK_EQ(lab_reap(rig.survivor), 1);

@@ -462,7 +462,7 @@ TEST(a_lease_given_back_is_still_there) {
         shmq_queue *a = subscriber(0);
         OK(publish(1, BLOCK));
         OK(shmq_try_next(a, &record));
-        OK(shmq_try_lease(a, &record, &b, &header));
+        OK(shmq_try_lease(a, &record, NULL, &b, &header));
         shmq_unlease(b, &record);
         gets(a, 1);
         lab_all_pages_free(out);

@@ -177,7 +177,7 @@ static int get_and_give_back(shmq_queue *q) {
     struct shmq_spsc_side before = q->get.ring.spsc;
     if (status == SHMQ_OK) status = shmq_try_next(q, &record);
     if (status == SHMQ_OK && (record.flags & SHMQ_RECORD_BLOCK) != 0) {
-        status = shmq_try_lease(q, &record, &b, &header);
+        status = shmq_try_lease(q, &record, NULL, &b, &header);
         if (status == SHMQ_OK) shmq_unlease(b, &record);
     }
     if (status != SHMQ_OK) return status;

@@ -76,7 +76,7 @@ static int take(struct worker *w, struct hand *hand, shmq_message *m, bool *agai
     memset(m, 0, sizeof *m);
     dawdle(w);
     if ((record.flags & SHMQ_RECORD_BLOCK) != 0) {
-        OK(shmq_try_lease(w->q, &record, &m->block, &header));
+        OK(shmq_try_lease(w->q, &record, NULL, &m->block, &header));
         m->data = m->block->data;
         m->bytes = m->block->bytes;
     } else {
