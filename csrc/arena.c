@@ -107,13 +107,14 @@ static bool try_tier(struct shmq_arena *a, struct shmq_tier *t, uint32_t n, uint
     uint32_t end = t->first + t->pages;
     uint64_t reach = WINDOW_PAGES + 4 * (uint64_t)n;
     uint32_t window = t->first + (t->pages < reach ? t->pages : (uint32_t)reach);
-    const uint32_t searches[3][2] = {{t->first, window}, {t->first + t->hint, end}, {t->first, end}};
+    const uint32_t searches[3][2] = {
+        {t->first, window}, {t->first + load32_relaxed(&t->hint), end}, {t->first, end}};
     for (int i = 0; i < 3; i++) {
         for (uint32_t from = searches[i][0];;) {
             uint32_t at = find_run(a, from, searches[i][1], n);
             if (at == UINT32_MAX) break;
             if (claim_run(a, at, n, word)) {
-                if (i > 0) t->hint = at + n - t->first;
+                if (i > 0) store32_relaxed(&t->hint, at + n - t->first);
                 *page = at;
                 return true;
             }
@@ -209,9 +210,9 @@ bool shmq_arena_take_back(struct shmq_arena *a, uint32_t page, uint64_t *word) {
     return true;
 }
 
-void shmq_arena_discard(struct shmq_arena *a, uint32_t page, uint64_t word) {
-    uint64_t ours = shmq_word(SHMQ_PAGE_LOANED, a->owner, shmq_word_generation(word), 0);
-    if (cas_acq_rel(&a->words[page], &word, ours)) (void)shmq_arena_free(a, page, ours);
+void shmq_arena_discard(struct shmq_arena *a, uint32_t page, uint64_t word, uint32_t owner) {
+    uint64_t its = shmq_word(SHMQ_PAGE_LOANED, owner, shmq_word_generation(word), 0);
+    if (cas_acq_rel(&a->words[page], &word, its)) (void)shmq_arena_free(a, page, its);
 }
 
 /* ---- shared blocks ---- */

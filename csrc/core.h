@@ -358,7 +358,7 @@ struct shmq_tier {
     uint8_t *base;
     uint64_t page_bytes;
     uint32_t first, pages; /* its pages are words [first, first + pages) */
-    uint32_t hint;         /* where the last search ended */
+    shmq_a32 hint;         /* where the last search ended; either side's thread */
 };
 
 struct shmq_arena {
@@ -383,8 +383,8 @@ bool shmq_arena_look(const struct shmq_arena *arena, uint64_t handle, uint32_t *
 bool shmq_arena_return(struct shmq_arena *arena, uint32_t page, uint64_t *word); /* LEASED -> RETURNED */
 bool shmq_arena_take_back(struct shmq_arena *arena, uint32_t page,
                           uint64_t *word); /* RETURNED -> LEASED(us) */
-/* RETURNED -> LOANED(us) -> FREE, unless another one does it. */
-void shmq_arena_discard(struct shmq_arena *arena, uint32_t page, uint64_t word);
+/* RETURNED -> LOANED(owner) -> FREE, unless another one does it.  `owner`: us, or the dead whom we repair. */
+void shmq_arena_discard(struct shmq_arena *arena, uint32_t page, uint64_t word, uint32_t owner);
 /* Frees the whole block whose first page's word is `word`. */
 int shmq_arena_free(struct shmq_arena *arena, uint32_t page, uint64_t word);
 /* Shared blocks, see share.c.  The ring holds it from here on: before shmq_arena_send. */
@@ -453,7 +453,7 @@ int shmq_pending_nack(const struct shmq_pending *pending, const struct shmq_deli
                       uint64_t due_ns);
 void shmq_pending_return_all(const struct shmq_pending *pending); /* ours, that are unacked */
 bool shmq_pending_names(const struct shmq_pending *pending, uint64_t entry, uint64_t handle);
-bool shmq_pending_has(const struct shmq_pending *pending, uint32_t owner, uint64_t position);
+bool shmq_pending_has(const struct shmq_pending *pending, uint64_t position);
 void shmq_pending_count(const struct shmq_pending *pending, uint64_t *unacked, uint64_t *waiting);
 uint32_t shmq_pending_unacked_by(const struct shmq_pending *pending, uint32_t owner);
 bool shmq_pending_others_hold(const struct shmq_pending *pending); /* a message that may come back to us */
@@ -624,6 +624,8 @@ void shmq_look_now(shmq_queue *q);
 /* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth
  * while. */
 bool shmq_look_around(shmq_queue *q);
+/* at_least_once, draining: there is no message any more, and none that may come to us. */
+bool shmq_is_over(const shmq_queue *q);
 void shmq_tell(shmq_queue *q, struct shmq_eventcount *eventcount); /* wakes who waits there */
 /* Tasks of this handle's owner, one thread at a time: of messages that were acked when they were got. */
 void shmq_count_dropped(shmq_queue *q, int newest); /* for want of room */

@@ -25,14 +25,15 @@
 
 static uint64_t argument_of(const struct shmq_delivery *d) { return (uint64_t)d->entry + 1; }
 
-/* K4, or K2 behind the caller's own store. */
+/* K4, or K2 behind the caller's own store.  `who`: in whose name, us or the dead whose reaper we are.  A reaper that
+ * attaches has no name of its own yet. */
 static void free_if_spent(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
-                          uint64_t word) {
+                          uint64_t word, uint32_t who) {
     if (shmq_word_state(word) != SHMQ_PAGE_RETURNED || shmq_word_argument(word) == 0) return;
     if (shmq_pending_names(pending, shmq_word_argument(word) - 1,
                            shmq_handle(page, shmq_word_generation(word))))
         return;
-    shmq_arena_discard(arena, page, word);
+    shmq_arena_discard(arena, page, word, who); /* death within: LOANED(who) */
 }
 
 int shmq_keep_lease(struct shmq_arena *arena, const struct shmq_delivery *d, uint64_t handle,
@@ -40,16 +41,21 @@ int shmq_keep_lease(struct shmq_arena *arena, const struct shmq_delivery *d, uin
     return shmq_arena_lease(arena, handle, position, argument_of(d), page, word);
 }
 
+static void give_up(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
+                    uint64_t word, uint32_t who) {
+    if (shmq_arena_return(arena, page, &word)) /* K1 */
+        free_if_spent(arena, pending, page, word, who);
+}
+
 void shmq_keep_release(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
                        uint64_t word) {
-    if (shmq_arena_return(arena, page, &word)) /* K1 */
-        free_if_spent(arena, pending, page, word);
+    give_up(arena, pending, page, word, arena->owner);
 }
 
 void shmq_keep_acked(struct shmq_arena *arena, const struct shmq_pending *pending, uint64_t handle) {
     uint32_t page;
     uint64_t word;
-    if (shmq_arena_look(arena, handle, &page, &word)) free_if_spent(arena, pending, page, word);
+    if (shmq_arena_look(arena, handle, &page, &word)) free_if_spent(arena, pending, page, word, arena->owner);
 }
 
 /* A private copy for this delivery.  Death within: LOANED(us) or LEASED(us) and not named, both freed; from the
@@ -57,7 +63,7 @@ void shmq_keep_acked(struct shmq_arena *arena, const struct shmq_pending *pendin
 static int copy_block(struct shmq_arena *arena, const struct shmq_pending *pending,
                       const struct shmq_delivery *d, uint32_t old, uint64_t old_word, uint32_t *page,
                       uint64_t *word) {
-    uint64_t bytes = arena->headers[old].payload_bytes;
+    uint64_t bytes = *(const volatile uint64_t *)&arena->headers[old].payload_bytes; /* once */
     if (!shmq_arena_holds(arena, old, old_word, bytes)) return SHMQ_CORRUPT;
     int status = shmq_arena_try_loan(arena, bytes, page, word);
     if (status != SHMQ_OK) return status;
@@ -97,9 +103,9 @@ void shmq_keep_recover(struct shmq_arena *arena, const struct shmq_pending *pend
         uint32_t state = shmq_word_state(word);
         uint64_t argument = shmq_word_argument(word);
         if (state == SHMQ_PAGE_RETURNED)
-            free_if_spent(arena, pending, page, word); /* the dead one's to see */
+            free_if_spent(arena, pending, page, word, dead); /* the dead one's to see */
         if (state != SHMQ_PAGE_LEASED || shmq_word_owner(word) != dead || argument == 0) continue;
         if (shmq_pending_names(pending, argument - 1, shmq_handle(page, shmq_word_generation(word))))
-            shmq_keep_release(arena, pending, page, word); /* else it is freed with what else it held */
+            give_up(arena, pending, page, word, dead); /* else it is freed with what else it held */
     }
 }

@@ -24,21 +24,11 @@ static int begin_again(shmq_queue *q, uint64_t now_ns, struct shmq_delivery *d, 
     return status;
 }
 
-int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *d, struct shmq_record *r, shmq_block **block,
+static int begin_new(shmq_queue *q, struct shmq_delivery *d, struct shmq_record *r, shmq_block **block,
                      const struct shmq_block_header **header) {
-    uint64_t now = (uint64_t)shmq_now_ns();
-    *block = NULL;
-    d->again = shmq_pending_try_take(&q->pending, now, d) == SHMQ_OK;
-    if (d->again) {
-        int status = begin_again(q, now, d, r, block, header);
-        if (status != SHMQ_ARENA_FULL) return status;
-        d->again = 0; /* no room for a copy: it comes later, and those behind it pass */
-    }
-    if (!shmq_pending_vacant(&q->pending)) return SHMQ_UNACKED_FULL;
+    if (!shmq_pending_vacant(&q->pending)) return shmq_is_over(q) ? SHMQ_SHUT_DOWN : SHMQ_UNACKED_FULL;
     int status = shmq_try_next(q, r);
-    if (status == SHMQ_SHUT_DOWN && load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
-        shmq_pending_others_hold(&q->pending))
-        return SHMQ_EMPTY;
+    if (status == SHMQ_SHUT_DOWN && !shmq_is_over(q)) return SHMQ_EMPTY; /* what others hold may come to us */
     if (status != SHMQ_OK) return status;
     status = shmq_pending_try_claim(&q->pending, d);
     if (status == SHMQ_OK && (r->flags & SHMQ_RECORD_BLOCK) != 0 &&
@@ -48,12 +38,27 @@ int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *d, struct shmq_record 
     return status;
 }
 
+/* SHMQ_ARENA_FULL: a message is due again, and finds no room for the copy of its block; those behind it pass. */
+int shmq_lease_begin(shmq_queue *q, struct shmq_delivery *d, struct shmq_record *r, shmq_block **block,
+                     const struct shmq_block_header **header) {
+    uint64_t now = (uint64_t)shmq_now_ns();
+    *block = NULL;
+    d->again = shmq_pending_try_take(&q->pending, now, d) == SHMQ_OK;
+    if (!d->again) return begin_new(q, d, r, block, header);
+    int status = begin_again(q, now, d, r, block, header);
+    if (status != SHMQ_ARENA_FULL) return status;
+    d->again = 0;
+    status = begin_new(q, d, r, block, header);
+    return status == SHMQ_EMPTY || status == SHMQ_UNACKED_FULL ? SHMQ_ARENA_FULL : status;
+}
+
 /* For want of memory: it is there again. */
 void shmq_lease_cancel(shmq_queue *q, struct shmq_delivery *d, const struct shmq_record *r,
                        shmq_block *block) {
     if (d->again) {
         shmq_block_release(block);
         shmq_pending_put_back(&q->pending, d, 0);
+        shmq_tell(q, &q->control->not_empty); /* another consumer may have it */
         return;
     }
     if (block != NULL) shmq_unlease(block, r); /* first: the message must not be there before its block is */
@@ -84,11 +89,18 @@ static void tell(shmq_queue *q) {
     shmq_tell(q, &q->control->not_full);
 }
 
-int shmq_ack(shmq_queue *q, const struct shmq_delivery *d) {
-    uint64_t handle;
+/* A forked child that attached anew still has its parent's deliveries: they are not its own to settle. */
+static int may_settle(const shmq_queue *q, const struct shmq_delivery *d) {
     int status = q == NULL || d == NULL ? SHMQ_INVALID : shmq_usable(q);
     if (status != SHMQ_OK) return status;
-    if (d->entry >= q->pending.count) return SHMQ_INVALID;
+    if (q->observer || d->entry >= q->pending.count) return SHMQ_INVALID;
+    return shmq_slot_owner(d->word) == q->pending.owner ? SHMQ_OK : SHMQ_STALE;
+}
+
+int shmq_ack(shmq_queue *q, const struct shmq_delivery *d) {
+    uint64_t handle;
+    int status = may_settle(q, d);
+    if (status != SHMQ_OK) return status;
     status =
         shmq_pending_ack(&q->pending, d, &handle); /* K3.  Death behind it: LEASED(us), not named: freed */
     if (status != SHMQ_OK) return status;
@@ -98,9 +110,8 @@ int shmq_ack(shmq_queue *q, const struct shmq_delivery *d) {
 }
 
 int shmq_nack(shmq_queue *q, const struct shmq_delivery *d, uint64_t delay_ns) {
-    int status = q == NULL || d == NULL ? SHMQ_INVALID : shmq_usable(q);
+    int status = may_settle(q, d);
     if (status != SHMQ_OK) return status;
-    if (d->entry >= q->pending.count) return SHMQ_INVALID;
     uint64_t due = delay_ns == 0 ? 0 : (uint64_t)shmq_deadline((int64_t)delay_ns);
     status = shmq_pending_nack(&q->pending, d, due);
     if (status == SHMQ_OK) tell(q);
@@ -134,7 +145,7 @@ int shmq_lease(shmq_queue *q, shmq_message *m, shmq_delivery *d, int64_t deadlin
             if (status != SHMQ_OK) shmq_message_release(m);
             return status;
         }
-        bool nothing = status == SHMQ_EMPTY || status == SHMQ_UNACKED_FULL;
+        bool nothing = status == SHMQ_EMPTY || status == SHMQ_UNACKED_FULL || status == SHMQ_ARENA_FULL;
         if (nothing && deadline_ns <= SHMQ_NO_WAIT && shmq_look_around(q)) continue;
         if (!nothing || deadline_ns <= SHMQ_NO_WAIT) return status;
         shmq_pin(q);
@@ -145,7 +156,7 @@ int shmq_lease(shmq_queue *q, shmq_message *m, shmq_delivery *d, int64_t deadlin
 }
 
 int shmq_join(shmq_queue *q, int64_t deadline_ns) {
-    int status = q == NULL || q->pending.count == 0 ? SHMQ_INVALID : shmq_usable(q);
+    int status = q == NULL || q->pending.count == 0 || q->observer ? SHMQ_INVALID : shmq_usable(q);
     if (status != SHMQ_OK) return status;
     shmq_pin(q);
     status = shmq_wait_done(q, deadline_ns);

@@ -196,5 +196,6 @@ int shmq_peek(shmq_queue *q, uint32_t index, void *buffer, uint32_t capacity, sh
 int shmq_validate(shmq_queue *q) {
     int status = shmq_usable(q);
     if (status == SHMQ_OK) status = shmq_ring_valid(&q->ring);
+    if (status == SHMQ_OK) status = shmq_pending_valid(&q->pending);
     return status == SHMQ_OK ? shmq_arena_valid(&q->arena) : status;
 }

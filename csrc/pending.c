@@ -8,7 +8,7 @@
  *     VACANT(s)           -> FILLING(me, s)               consumer    nothing to do
  *     FILLING(o, s)       filled, -> UNACKED(o, s)        o           reaper of o: -> VACANT(s + 1); the ring's slot
  *                                                                     is still READING(o), and READY again
- *     UNACKED(o, s)       slot given back to the ring     o           reaper of o: the slot is spent, see deliver.c
+ *     UNACKED(o, s)       slot given back to the ring     o           reaper of o: the slot is spent, see recover.c
  *                         acked, -> VACANT(s + 1)         o           reaper of o: -> MOVING(o), due now, -> WAITING
  *                         nacked, -> MOVING(o, s)         o           the same
  *                         overdue, -> MOVING(me, s + 1)   consumer    the same; the one before learns it at its ack
@@ -23,9 +23,9 @@
  *
  * next_due is a hint that may be too early (then somebody looks in vain) but not too late: who looks takes it away
  * (D1), looks at all entries (D2), and puts back the least that it saw; who lets a message wait stores the word (D3)
- * before it lowers the hint (D4).  All four are seq_cst.  Where D4 came before D1, D2 sees the word; where after, the
- * hint is right.  Who died between D1 and the putting back is made good for by settle, which every repair pass ends
- * with.
+ * before it looks at the hint, and perhaps lowers it (D4).  All four are seq_cst.  Where D4 came before D1, D2 sees
+ * the word; where after, the hint is right.  Who died between D1 and the putting back is made good for by settle,
+ * which every repair pass ends with.
  *
  * This file does not wait and knows neither ring nor arena: a position and a block's handle are opaque numbers here.
  */
@@ -57,8 +57,8 @@ struct shmq_slot *shmq_pending_copy(const struct shmq_pending *p, uint32_t entry
 
 /* Progress: a CAS fails only because another one lowered it. */
 static void lower(const struct shmq_pending *p, uint64_t due_ns) {
-    uint64_t seen = load_relaxed(p->next_due);
-    while (due_ns < seen && !cas_seq_cst(p->next_due, &seen, due_ns)) {} /* D4 */
+    uint64_t seen = load_seq_cst(p->next_due); /* D4, also where it finds nothing to do: behind D3 */
+    while (due_ns < seen && !cas_seq_cst(p->next_due, &seen, due_ns)) {}
 }
 
 static uint64_t overdue_at(const struct shmq_pending *p, uint64_t now_ns) {
@@ -178,7 +178,7 @@ int shmq_pending_record(const struct shmq_pending *p, const struct shmq_delivery
     return r->bytes <= inline_bytes ? SHMQ_OK : SHMQ_CORRUPT;
 }
 
-/* Its block was copied, because a living process still looks at the old one.  seq_cst, see deliver.c. */
+/* Its block was copied, because a living process still looks at the old one.  seq_cst, see keep.c. */
 void shmq_pending_rename(const struct shmq_pending *p, const struct shmq_delivery *d, uint64_t handle) {
     store_relaxed(&shmq_pending_copy(p, d->entry)->handle, handle);
     store_seq_cst(&p->entries[d->entry].handle, handle);
@@ -261,11 +261,11 @@ bool shmq_pending_names(const struct shmq_pending *p, uint64_t entry, uint64_t h
     }
 }
 
-bool shmq_pending_has(const struct shmq_pending *p, uint32_t owner, uint64_t position) {
+/* Whoever's it is by now: it may have been overdue before its slot was given back. */
+bool shmq_pending_has(const struct shmq_pending *p, uint64_t position) {
     for (uint32_t i = 0; i < p->count; i++) {
         uint64_t w = load_acquire(&p->entries[i].word);
-        if (shmq_slot_owner(w) == owner && shmq_slot_state(w) == SHMQ_PENDING_UNACKED &&
-            load_relaxed(&p->entries[i].position) == position)
+        if (shmq_slot_state(w) >= SHMQ_PENDING_UNACKED && load_relaxed(&p->entries[i].position) == position)
             return true;
     }
     return false;
@@ -292,7 +292,8 @@ uint32_t shmq_pending_unacked_by(const struct shmq_pending *p, uint32_t owner) {
 bool shmq_pending_others_hold(const struct shmq_pending *p) {
     uint64_t unacked, waiting;
     shmq_pending_count(p, &unacked, &waiting);
-    return waiting > 0 || unacked > shmq_pending_unacked_by(p, p->owner);
+    return waiting > 0 ||
+           unacked > shmq_pending_unacked_by(p, p->owner); /* FILLING: it is still in its slot */
 }
 
 int shmq_pending_valid(const struct shmq_pending *p) {

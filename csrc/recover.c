@@ -74,7 +74,7 @@ static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena
                          const struct shmq_pending *pending, uint32_t dead) {
     struct shmq_record record;
     for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++) {
-        if (shmq_pending_has(pending, dead, record.position)) shmq_mpmc_retire(ring, dead, i);
+        if (shmq_pending_has(pending, record.position)) shmq_mpmc_retire(ring, dead, i);
         else resend(arena, dead, &record);
     }
     shmq_mpmc_recover(ring, dead);

@@ -594,19 +594,30 @@ static bool due_again(const struct need *need) {
     return due < need->next_due || (due != SHMQ_NEVER && due <= (uint64_t)shmq_now_ns());
 }
 
+/* The ring first: a message goes from there to the table, and comes back to no slot that it has left. */
+bool shmq_is_over(const shmq_queue *q) {
+    return load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
+           shmq_mpmc_untouched(&q->ring.mpmc) && !shmq_pending_others_hold(&q->pending);
+}
+
+static bool lease_ready(const struct need *need) {
+    const shmq_queue *q = need->q;
+    if (due_again(need) || load32_relaxed(&q->open) == 0 ||
+        load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED)
+        return true;
+    return (shmq_ring_unread(&q->ring, need->cursor) && shmq_pending_vacant(&q->pending)) || shmq_is_over(q);
+}
+
 static bool get_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
-    if (q->pending.count > 0) {
-        if (due_again(need)) return true;
-        if (!not_running(q) && !shmq_pending_vacant(&q->pending)) return false;
-    }
+    if (q->pending.count > 0) return lease_ready(need);
     if (lost_producer(q) != 0 || shmq_ring_unread(&q->ring, need->cursor)) return true;
     if (SHMQ_LIKELY(!not_running(q))) return false;
     /* Draining, and a producer is at work: its message is still to come, or it is dead. */
     bool to_come = load32_relaxed(&q->open) != 0 &&
                    load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
-                   (!shmq_ring_drained(&q->ring, need->cursor) || shmq_pending_others_hold(&q->pending));
+                   !shmq_ring_drained(&q->ring, need->cursor);
     return !to_come;
 }
 

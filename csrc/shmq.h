@@ -209,7 +209,7 @@ typedef struct shmq_stats {
     uint64_t pages[6]; /* by state: free, loaned, inflight, leased, returned, cont */
     uint64_t created_unix_ns, total_bytes;
     uint64_t dropped_oldest, dropped_newest; /* by producers that were told to, for want of room */
-    uint64_t unacked, waiting_again; /* at_least_once: leased and not acked; to be delivered again */
+    uint64_t unacked, waiting_again;         /* at_least_once: leased and not acked; to be delivered again */
     uint64_t visibility_ns;
     uint32_t max_unacked, max_deliveries;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
@@ -301,8 +301,9 @@ void shmq_message_release(shmq_message *message);
 
 /* On a queue with max_unacked, where it takes the place of shmq_get: takes the next message, which is delivered again,
  * to this consumer or another, unless it is acked before this handle ends or its process dies.  Do not write to a
- * block's memory: it may be delivered again.  Release the message in any case.  SHMQ_UNACKED_FULL: where the deadline
- * passes and there is no room for another unacked one. */
+ * block's memory: it may be delivered again.  Release the message in any case.  Where the deadline passes:
+ * SHMQ_UNACKED_FULL, there is no room for another unacked one; SHMQ_ARENA_FULL, there is none for a copy of a message
+ * that is due again while a process still looks at its block. */
 int shmq_lease(shmq_queue *queue, shmq_message *message, shmq_delivery *delivery, int64_t deadline_ns);
 /* The message is done.  SHMQ_STALE: it was delivered again meanwhile, and is another's. */
 int shmq_ack(shmq_queue *queue, const shmq_delivery *delivery);

@@ -14,6 +14,9 @@ from ._core import lib
 from .clock import deadline_ns, slice_end_ns
 from .handle import Handle
 
+NOTHING_NOW = frozenset({lib.SHMQ_EMPTY, lib.SHMQ_UNACKED_FULL, lib.SHMQ_ARENA_FULL})
+"""What a get may wait for; the last two on a queue whose messages are acknowledged."""
+
 
 class Consumer(Handle):
     """The side of a handle that gets."""
@@ -45,7 +48,7 @@ class Consumer(Handle):
         """A message, or what ``_take_many(max_items)`` returns, once it is not a status."""
         item: Any = status
         while type(item) is int:
-            if item in (lib.SHMQ_EMPTY, lib.SHMQ_UNACKED_FULL):
+            if item in NOTHING_NOW:
                 if time.monotonic_ns() >= deadline and not lib.py_look_around(self._c):
                     errors.raise_status(item, self.name)
                 item = lib.py_wait_get(self._c, slice_end_ns(deadline))

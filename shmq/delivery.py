@@ -5,7 +5,7 @@ closed or its process dies.  ``csrc/pending.c`` has the algorithm (Redis Streams
 """
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import errors
 from ._core import ffi, lib
@@ -19,6 +19,15 @@ DEFAULT_MAX_DELIVERIES = 5
 DEAD_SUFFIX = ".dead"
 DEAD_RETRY_NS = 500_000_000
 """How long a message waits that finds no room in the dead-letter queue."""
+
+
+def raise_nothing(status: int, name: str) -> NoReturn:
+    """Nothing came in time."""
+    no_room = (
+        "a message is to be delivered again as a copy, because somebody still looks at its memory, and there is "
+        "no room for that; drop views, or create the queue with a larger arena_bytes"
+    )
+    errors.raise_status(status, name, no_room if status == lib.SHMQ_ARENA_FULL else "")
 
 
 class Message:

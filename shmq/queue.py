@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from . import delivery, errors
 from ._core import lib
 from .clock import deadline_ns, slice_end_ns
-from .consumer import Consumer
+from .consumer import NOTHING_NOW, Consumer
 from .delivery import Message
 from .handle import DEFAULTS, Options, check_options, make_params
 from .producer import Producer
@@ -148,9 +148,10 @@ class Queue(Producer, Consumer):
         """Takes the next message of an at_least_once queue; waits as ``get`` does.
 
         Oldest first: what is to be delivered again comes before what was never delivered.  Raises like
-        ``get``, and ``UnackedFull`` (an ``Empty``) where ``max_unacked`` messages are not acknowledged,
-        ``DeadLetterFull``.  A message that cannot be decoded is given back; after ``max_deliveries`` it is in
-        the dead-letter queue."""
+        ``get``; ``UnackedFull`` (an ``Empty``) where ``max_unacked`` messages are not acknowledged;
+        ``ArenaFull`` where one is to come again as a copy, for which there is no room; ``DeadLetterFull``.
+        A message that cannot be decoded is given back; after ``max_deliveries`` it is in the dead-letter
+        queue."""
         deadline = deadline_ns(timeout) if block else 0
         taker = self._taker()
         while True:
@@ -161,12 +162,12 @@ class Queue(Producer, Consumer):
                 except BaseException:
                     lib.shmq_nack(self._c, found, 0)
                     raise
-            if item not in (lib.SHMQ_EMPTY, lib.SHMQ_UNACKED_FULL):
+            if item not in NOTHING_NOW:
                 self._recover_or_raise(item, 0)
             elif time.monotonic_ns() < deadline:
                 lib.py_wait_get(self._c, slice_end_ns(deadline))
             elif not lib.py_look_around(self._c):
-                errors.raise_status(item, self.name)
+                delivery.raise_nothing(item, self.name)
 
     def task_done(self) -> None:
         """Says that the work on a message that this handle got (``get``, ``get_many``) is done; for ``join``.

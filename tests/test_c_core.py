@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 
 UNIT = [
     *("test_spsc", "test_mpmc", "test_topic", "test_arena", "test_segment", "test_peers", "test_recover"),
-    *("test_wait", "test_queue", "test_recorder", "test_doorbell"),
+    *("test_wait", "test_queue", "test_recorder", "test_doorbell", "test_pending", "test_keep", "test_lease"),
 ]
 KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -70,7 +70,7 @@ def test_unit(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "plain"), test)
 
 
-@cases("points", "points_topic", "points_doorbell")
+@cases("points", "points_topic", "points_doorbell", "points_lease")
 def test_points(workshop: Workshop, program: str, test: str) -> None:
     """Death, and company, before every single access to shared state."""
     passes(workshop.program(program, "points"), test)
@@ -127,6 +127,7 @@ class Bug:
             "points": "points",
             "points_topic": "points",
             "points_doorbell": "points",
+            "points_lease": "points",
             "wakes": "long_slices",
             "damage": "asan",
             "big_pages": "big_pages",
@@ -657,6 +658,230 @@ BUGS = [
         "    (void)to_come; return true;",
         "test_queue",
         "a_drain_waits_for_who_is_at_work",
+    ),
+    # leases: the table
+    bug(
+        "the_serial_stands_still",
+        "pending.c",
+        r"word_of\(SHMQ_PENDING_MOVING, p->owner, serial_of\(word\) \+ 1\)",
+        "word_of(SHMQ_PENDING_MOVING, p->owner, serial_of(word))",
+        "test_pending",
+        "what_is_overdue_is_taken_away",
+    ),
+    bug(
+        "due_before_it_is_ours",
+        "pending.c",
+        r"^(int shmq_pending_nack\([^{]*\{\n)(    uint64_t seen = )",
+        r"\1    store_relaxed(&p->entries[d->entry].due_ns, due_ns);\n\2",
+        "test_pending",
+        "what_is_overdue_is_taken_away",
+    ),
+    bug(
+        "the_hint_is_not_put_back", "pending.c", r"^        lower\(p, least\);", "", "test_pending", "a_delay"
+    ),
+    bug(
+        "only_what_waits_is_settled",
+        "pending.c",
+        r"bool comes_back = state == SHMQ_PENDING_WAITING \|\| state == SHMQ_PENDING_UNACKED;",
+        "bool comes_back = state == SHMQ_PENDING_WAITING;",
+        "test_pending",
+        "a_repair_pass_settles_the_hint",
+    ),
+    bug(
+        "nobody_settles_the_hint",
+        "recover.c",
+        r"^    if \(pending->count > 0\) shmq_pending_settle\(pending\);",
+        "",
+        "test_lease",
+        "a_hint_that_somebody_died_with_is_found_again",
+    ),
+    bug(
+        "any_that_is_due_is_the_oldest",
+        "pending.c",
+        r"\(oldest == UINT32_MAX \|\| \(int64_t\)\(at - position\) < 0\)",
+        "oldest == UINT32_MAX",
+        "test_pending",
+        "the_oldest_that_is_due_comes_first",
+    ),
+    bug(
+        "half_filled_entries_of_the_dead",
+        "pending.c",
+        r"state == SHMQ_PENDING_FILLING && is_dead",
+        "false && is_dead",
+        "test_lease",
+        "death_at_each_step_of_a_lease",
+    ),
+    bug(
+        "an_entry_names_its_block_too_early",
+        "pending.c",
+        r"return state >= SHMQ_PENDING_UNACKED && named == handle;",
+        "return named == handle;",
+        "test_keep",
+        "views_dropped_then_acknowledged",
+    ),
+    # leases: the blocks
+    bug(
+        "no_look_behind_the_last_view",
+        "keep.c",
+        r"^    if \(shmq_arena_return\((.*)\)\) /\* K1 \*/\n.*;",
+        r"    (void)shmq_arena_return(\1), (void)pending, (void)who;",
+        "test_keep",
+        "acknowledged_then_views_dropped",
+    ),
+    bug(
+        "no_look_behind_the_ack",
+        "lease.c",
+        r"^    if \(handle != SHMQ_NO_HANDLE\) shmq_keep_acked\(.*$",
+        "",
+        "test_lease",
+        "every_size_is_leased_in_order_and_acknowledged",
+    ),
+    bug(
+        "no_look_behind_the_copy",
+        "keep.c",
+        r"^        if \(status == SHMQ_OK\) shmq_keep_acked\(arena, pending, handle\);.*$",
+        "",
+        "points_lease",
+        "company_during_a_copy",
+    ),
+    bug(
+        "a_look_before_the_last_view_is_dropped",
+        "keep.c",
+        r"^    if \(shmq_arena_return\((.*)\)\) /\* K1 \*/\n( +)free_if_spent\((.*)\);",
+        r"    bool spent = !shmq_pending_names(pending, shmq_word_argument(word) - 1,\n"
+        r"        shmq_handle(page, shmq_word_generation(word)));\n"
+        r"    if (shmq_arena_return(\1) && spent) free_if_spent(\3);",
+        "points_lease",
+        "company_while_a_view_is_dropped",
+    ),
+    bug(
+        "shared_without_a_copy",
+        "keep.c",
+        r"^        if \(shmq_word_state\(\*word\) != SHMQ_PAGE_LEASED\) return SHMQ_CORRUPT;",
+        r"\g<0>\n        if (shmq_arena_take_back(arena, *page, word)) return SHMQ_OK;",
+        "test_lease",
+        "a_view_outlives_what_it_was_a_view_of",
+    ),
+    bug(
+        "what_is_named_is_freed_with_the_dead",
+        "keep.c",
+        r"^            give_up\(arena, pending, page, word, dead\);.*$",
+        "            (void)0;",
+        "test_lease",
+        "death_at_each_step_of_a_lease",
+    ),
+    bug(
+        "what_the_dead_should_have_seen",
+        "keep.c",
+        r"^        if \(state == SHMQ_PAGE_RETURNED\)\n.*$",
+        "",
+        "test_keep",
+        "whoever_should_have_seen_it_is_dead",
+    ),
+    bug(
+        "a_copy_longer_than_its_block",
+        "keep.c",
+        r"^    if \(!shmq_arena_holds\(arena, old, old_word, bytes\)\) return SHMQ_CORRUPT;",
+        "    (void)old_word;",
+        "test_keep",
+        "what_cannot_be_so_is_corrupt",
+    ),
+    # leases: the steps
+    bug(
+        "a_spent_slot_is_a_message_again",
+        "recover.c",
+        r"^        if \(shmq_pending_has\(pending, record\.position\)\) .*\n        else ",
+        "        ",
+        "test_lease",
+        "death_at_each_step_of_a_lease",
+    ),
+    bug(
+        "a_spent_slot_by_its_first_owner_only",
+        "pending.c",
+        r"shmq_slot_state\(w\) >= SHMQ_PENDING_UNACKED && load_relaxed\(&p->entries\[i\]\.position\)",
+        "shmq_slot_state(w) == SHMQ_PENDING_UNACKED && load_relaxed(&p->entries[i].position)",
+        "test_lease",
+        "a_slot_whose_message_was_overdue_is_spent",
+    ),
+    bug(
+        "a_closed_handle_keeps_its_messages",
+        "shmq.c",
+        r"^        if \(q->pending\.count > 0\) shmq_pending_return_all\(.*$",
+        "",
+        "test_lease",
+        "a_closed_handle_gives_everything_back",
+    ),
+    bug(
+        "delivered_to_a_closed_handle",
+        "lease.c",
+        r"if \(SHMQ_LIKELY\(load32_seq_cst\(&q->open\) != 0\)\) return SHMQ_OK;",
+        "return SHMQ_OK;",
+        "test_lease",
+        "a_lease_that_ends_behind_the_close_is_given_back",
+    ),
+    bug(
+        "anyone_settles",
+        "lease.c",
+        r"shmq_slot_owner\(d->word\) == q->pending\.owner",
+        "true",
+        "test_lease",
+        "a_delivery_is_settled_by_who_got_it",
+    ),
+    bug(
+        "no_room_for_a_copy_stops_all",
+        "lease.c",
+        r"if \(status != SHMQ_ARENA_FULL\) return status;",
+        "return status;",
+        "test_lease",
+        "who_finds_no_room_for_a_copy_lets_others_pass",
+    ),
+    bug(
+        "a_drain_with_a_full_table_spins",
+        "shmq.c",
+        r"return \(shmq_ring_unread\(&q->ring, need->cursor\) && shmq_pending_vacant\(&q->pending\)\) \|\|",
+        "return shmq_ring_unread(&q->ring, need->cursor) ||",
+        "test_lease",
+        "a_full_table_in_a_drain",
+    ),
+    bug(
+        "drained_but_for_the_table",
+        "lease.c",
+        r"^    if \(status == SHMQ_SHUT_DOWN && !shmq_is_over\(q\)\) return SHMQ_EMPTY;.*$",
+        "",
+        "test_lease",
+        "a_drain_is_over_when_nobody_else_holds_a_message",
+    ),
+    bug(
+        "drained_but_for_the_slots",
+        "shmq.c",
+        r"^           shmq_mpmc_untouched\(&q->ring\.mpmc\) &&",
+        "          ",
+        "test_lease",
+        "a_drain_waits_for_what_others_are_about_to_hold",
+    ),
+    bug(
+        "an_ack_wakes_nobody",
+        "lease.c",
+        r"^    if \(handle != SHMQ_NO_HANDLE\) shmq_keep_acked\((.*)\n    tell\(q\);",
+        r"    if (handle != SHMQ_NO_HANDLE) shmq_keep_acked(\1",
+        "wakes",
+        "an_ack_wakes_who_waits_for_room_in_the_table",
+    ),
+    bug(
+        "what_is_given_back_wakes_nobody",
+        "lease.c",
+        r"^    if \(status == SHMQ_OK\) tell\(q\);",
+        "",
+        "wakes",
+        "what_is_given_back_wakes",
+    ),
+    bug(
+        "a_wait_does_not_end_when_it_is_due",
+        "shmq.c",
+        r"until = \(int64_t\)need\.next_due;",
+        "until = deadline_ns;",
+        "wakes",
+        "what_is_given_back_wakes",
     ),
     # topics
     bug(

@@ -176,4 +176,80 @@ TEST(a_shutdown_wakes) {
     }
 }
 
+/* ---- leases ---- */
+
+#define TABLE 4u
+
+static struct {
+    shmq_queue *putter, *holder, *waiter;
+    shmq_message held[TABLE], got;
+    shmq_delivery deliveries[TABLE], delivery;
+    void (*act)(void);
+} lent;
+
+static void ack_one(void) { OK(shmq_ack(lent.holder, &lent.deliveries[0])); }
+static void give_one_back(void) { OK(shmq_nack(lent.holder, &lent.deliveries[0], 0)); }
+static void give_one_back_for_a_while(void) { OK(shmq_nack(lent.holder, &lent.deliveries[0], MS)); }
+static void close_holder(void) { shmq_close(lent.holder); }
+
+static void *act_when_armed(void *event) {
+    while (load32_acquire(&((struct shmq_eventcount *)event)->armed) == 0) sched_yield();
+    lent.act();
+    return NULL;
+}
+static int lease(shmq_queue *q, shmq_message *m, shmq_delivery *d) {
+    int status = shmq_lease(q, m, d, SHMQ_FOREVER);
+    if (status == SHMQ_OK) shmq_message_release(m);
+    return status;
+}
+static int wait_for_one(void) { return lease(lent.waiter, &lent.got, &lent.delivery); }
+static int wait_for_all(void) { return shmq_join(lent.waiter, SHMQ_FOREVER); }
+
+/* The holder has leased so many; as soon as somebody else waits for something, it acts. */
+static void wait_for_the_holder(uint64_t leased, bool and_one_more, bool draining, void (*act)(void),
+                                int (*wait)(void), int status) {
+    for (int round = 0; round < 50; round++) {
+        shmq_params params = tiny;
+        params.kind = SHMQ_KIND_MPMC;
+        params.max_unacked = TABLE;
+        int fd = lab_object();
+        lent.putter = lab_create(fd, &params);
+        lent.holder = lab_attach(fd);
+        lent.waiter = lab_attach(fd);
+        if (round % 2 == 0) store_relaxed(&lent.waiter->get.waiter.spin_ns, 0);
+        for (uint64_t i = 0; i < leased; i++) {
+            OK(lab_put(lent.putter, i, 16, SHMQ_NO_WAIT));
+            OK(lease(lent.holder, &lent.held[i], &lent.deliveries[i]));
+        }
+        if (and_one_more) OK(lab_put(lent.putter, leased, 16, SHMQ_NO_WAIT));
+        if (draining) OK(shmq_shutdown(lent.putter, 0));
+        struct shmq_control *c = lent.waiter->control;
+        struct shmq_eventcount *event = wait == wait_for_all ? &c->not_full : &c->not_empty;
+        store32_relaxed(&event->armed, 0);
+        pthread_t thread;
+        lent.act = act;
+        CHECK_EQ(pthread_create(&thread, NULL, act_when_armed, event), 0);
+        CHECK_EQ(wait(), status);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        shmq_free(lent.putter);
+        shmq_free(lent.holder);
+        shmq_free(lent.waiter);
+        close(fd);
+    }
+}
+
+TEST(an_ack_wakes_who_waits_for_room_in_the_table) {
+    wait_for_the_holder(TABLE, true, false, ack_one, wait_for_one, SHMQ_OK);
+}
+TEST(the_last_ack_wakes_who_joins) { wait_for_the_holder(1, false, false, ack_one, wait_for_all, SHMQ_OK); }
+TEST(what_is_given_back_wakes) {
+    wait_for_the_holder(1, false, false, give_one_back, wait_for_one, SHMQ_OK);
+    wait_for_the_holder(1, false, false, give_one_back_for_a_while, wait_for_one, SHMQ_OK);
+    wait_for_the_holder(1, false, false, close_holder, wait_for_one, SHMQ_OK);
+}
+TEST(the_last_ack_ends_a_drain) {
+    wait_for_the_holder(2, false, true, give_one_back, wait_for_one, SHMQ_OK);
+    wait_for_the_holder(1, false, true, ack_one, wait_for_one, SHMQ_SHUT_DOWN);
+}
+
 int main(int argc, char **argv) { return run_tests(argc, argv); }
