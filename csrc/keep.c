@@ -41,15 +41,15 @@ int shmq_keep_lease(struct shmq_arena *arena, const struct shmq_delivery *d, uin
     return shmq_arena_lease(arena, handle, position, argument_of(d), page, word);
 }
 
-static void give_up(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
-                    uint64_t word, uint32_t who) {
+static void return_block(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
+                         uint64_t word, uint32_t who) {
     if (shmq_arena_return(arena, page, &word)) /* K1 */
         free_if_spent(arena, pending, page, word, who);
 }
 
 void shmq_keep_release(struct shmq_arena *arena, const struct shmq_pending *pending, uint32_t page,
                        uint64_t word) {
-    give_up(arena, pending, page, word, arena->owner);
+    return_block(arena, pending, page, word, arena->owner);
 }
 
 void shmq_keep_acked(struct shmq_arena *arena, const struct shmq_pending *pending, uint64_t handle) {
@@ -106,6 +106,6 @@ void shmq_keep_recover(struct shmq_arena *arena, const struct shmq_pending *pend
             free_if_spent(arena, pending, page, word, dead); /* the dead one's to see */
         if (state != SHMQ_PAGE_LEASED || shmq_word_owner(word) != dead || argument == 0) continue;
         if (shmq_pending_names(pending, argument - 1, shmq_handle(page, shmq_word_generation(word))))
-            give_up(arena, pending, page, word, dead); /* else it is freed with what else it held */
+            return_block(arena, pending, page, word, dead); /* else it is freed with what else it held */
     }
 }

@@ -28,7 +28,7 @@ MISSING = (
     "no aarch64 cross compiler or no qemu; on Debian or Ubuntu: "
     "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
 )
-QUICK = ["test_spsc", "test_arena", "test_recover", "test_wait"]
+QUICK = ["test_spsc", "test_arena", "test_recover", "test_wait", "test_keep"]
 KILLS = 30
 MUTATIONS = 3000
 WATCHDOG_S = "180"
@@ -62,12 +62,20 @@ ORDERS = {
     ("arena.c", "shmq_arena_send"): "ldaxr stlxr",
     ("arena.c", "shmq_arena_lease"): "ldar ldaxr stlxr",
     ("arena.c", "shmq_arena_free"): "ldaxr stlxr",
+    ("arena.c", "shmq_arena_return"): "ldaxr stlxr",
+    ("arena.c", "shmq_arena_look"): "ldar",
+    ("pending.c", "shmq_pending_fill"): "stlr ldar",
+    ("pending.c", "shmq_pending_deliver"): "stlr ldar",
+    ("pending.c", "shmq_pending_try_take"): "ldaxr stlxr ldar ldaxr stlxr ldar",
+    ("pending.c", "shmq_pending_rename"): "stlr",
+    ("pending.c", "shmq_pending_names"): "ldar ldar ldar",
+    ("pending.c", "shmq_pending_settle"): "ldar ldar",
     ("wait.c", "shmq_eventcount_wait"): "ldar dmb",
     ("wait.c", "shmq_eventcount_wake_slow"): "ldaxr stlxr",
 }
 """Source and function -> what its code must have in this order, among other instructions.  All of it acquires
 or releases (ld-a-r, st-l-r, x: exclusive), or is a fence (dmb)."""
-CHANGES = ("mpmc.c", "topic.c", "arena.c")
+CHANGES = ("mpmc.c", "topic.c", "arena.c", "pending.c")
 """Here every atomic change acquires and releases."""
 HALF_ORDERED = ("ldxr", "stxr")
 
@@ -79,6 +87,8 @@ BUGS = [
     ),
     Edit("mpmc.c", r"load_acquire(\(&slot->handle\))", r"load_relaxed\1"),
     Edit("mpmc.c", r"store_seq_cst(\(&shmq_slot_at)", r"store_relaxed\1"),
+    Edit("pending.c", r"load_seq_cst(\(p->next_due\))", r"load_relaxed\1"),
+    Edit("pending.c", r"load_seq_cst(\(&e->handle\))", r"load_relaxed\1"),
     Edit("topic.c", r"^    release_fence\(\);.*", ""),
     Edit("topic.c", r"^        acquire_fence\(\); /\*.*", ""),
     Edit("share.c", r"^    full_fence\(\);", ""),
@@ -182,7 +192,7 @@ def run_all(room: Path) -> int:
         (room / name).mkdir()
         workshop = Workshop(room / name, cc=COMPILER, machine=(*machine, "-static"))
         failures += run_tests(workshop, UNIT, "plain")
-        failures += run_tests(workshop, ["points"], "points")
+        failures += run_tests(workshop, ["points", "points_lease"], "points")
         failures += run_tests(workshop, ["wakes"], "long_slices")
         failures += run_tests(workshop, ["wakes"], "no_barrier")
         failures += run_tests(workshop, ["big_pages"], "big_pages")

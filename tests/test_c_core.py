@@ -765,7 +765,7 @@ BUGS = [
     bug(
         "what_is_named_is_freed_with_the_dead",
         "keep.c",
-        r"^            give_up\(arena, pending, page, word, dead\);.*$",
+        r"^            return_block\(arena, pending, page, word, dead\);.*$",
         "            (void)0;",
         "test_lease",
         "death_at_each_step_of_a_lease",
