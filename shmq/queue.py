@@ -154,6 +154,7 @@ class Queue(Producer, Consumer):
         queue."""
         deadline = deadline_ns(timeout) if block else 0
         taker = self._taker()
+        lacking = lib.SHMQ_EMPTY
         while True:
             item, found = taker.lease()
             if found is not None:
@@ -164,10 +165,12 @@ class Queue(Producer, Consumer):
                     raise
             if item not in NOTHING_NOW:
                 self._recover_or_raise(item, 0)
-            elif time.monotonic_ns() < deadline:
+                continue
+            lacking = item if item != lib.SHMQ_EMPTY else lacking  # it says EMPTY until it tries again
+            if time.monotonic_ns() < deadline:
                 lib.py_wait_get(self._c, slice_end_ns(deadline))
             elif not lib.py_look_around(self._c):
-                delivery.raise_nothing(item, self.name)
+                delivery.raise_nothing(lacking, self.name)
 
     def task_done(self) -> None:
         """Says that the work on a message that this handle got (``get``, ``get_many``) is done; for ``join``.
