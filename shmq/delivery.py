@@ -24,8 +24,8 @@ DEAD_RETRY_NS = 500_000_000
 def raise_nothing(status: int, name: str) -> NoReturn:
     """Nothing came in time."""
     no_room = (
-        "a message is to come again as a copy, because somebody still looks at its memory, and there is no room "
-        "for one; drop views, or create the queue with a larger arena_bytes"
+        "a message is to come again as a copy, because somebody still looks at its memory, and there is no "
+        "room for one; drop views, or create the queue with a larger arena_bytes"
     )
     errors.raise_status(status, name, no_room if status == lib.SHMQ_ARENA_FULL else "")
 
