@@ -96,9 +96,9 @@ static inline bool shmq_eventcount_armed(const struct shmq_eventcount *e) {
     return SHMQ_UNLIKELY(load32_relaxed(&e->armed) != 0);
 }
 
-/* Announces a waiter, who looks again after it.  False: without a barrier in the other processes, so that a waker
- * may not see it: look again in SHMQ_SHORT_SLICE_NS at the latest. */
-bool shmq_eventcount_arm(struct shmq_eventcount *e, uint32_t flag);
+/* What a waiter needs between announcing itself and looking again: a full barrier in every process.  False: in this one
+ * only, so that a waker may not see it: look again in SHMQ_SHORT_SLICE_NS. */
+bool shmq_barrier(void);
 
 typedef bool shmq_ready_fn(void *context);
 /* Spins until enough(context), at most `limit_ns`. */
@@ -187,10 +187,15 @@ int shmq_doorbell_open(uint64_t *number, int *fd);
 void shmq_doorbell_close(uint64_t number, int fd);
 /* ... of another process, which is dead. */
 void shmq_doorbell_remove(uint64_t number);
-/* For who waits in an event loop: from now on the next waker of `e` rings `number`, once.  Then look again.  False as
- * from shmq_eventcount_arm. */
+/* How a wait in an event loop looks. */
+enum shmq_arming {
+    SHMQ_ARM,        /* at first, and after a ring */
+    SHMQ_ARM_AGAIN,  /* at the end of a slice: whoever was about to ring may be dead */
+    SHMQ_ARM_SURELY, /* when a short slice has passed without a ring: with a barrier */
+};
+/* From now on the next waker of `e` rings `number`, once.  Then look again.  False: it was so before. */
 bool shmq_bell_arm(const struct shmq_segment *segment, uint32_t myself, struct shmq_eventcount *e,
-                   uint64_t number);
+                   uint64_t number, enum shmq_arming how);
 /* Not any more: there was no need to wait. */
 void shmq_bell_disarm(const struct shmq_segment *segment, uint32_t myself, const struct shmq_eventcount *e);
 /* Wakes everyone who waits at `e`, asleep or in an event loop.  `bells` may be NULL. */
@@ -615,10 +620,12 @@ void shmq_count_got(shmq_queue *q, uint64_t bytes);
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
-/* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung: SHMQ_EMPTY:
- * meanwhile call shmq_look_now each slice; SHMQ_NOT_READY: each short slice. */
-int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell);
-int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell);
+/* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung, and meanwhile, at
+ * the end of each slice, call shmq_look_now and this with SHMQ_ARM_AGAIN.  SHMQ_NOT_READY: it may be that this came
+ * too late for a waker; a short slice later, if nothing was rung, call it with SHMQ_ARM_SURELY. */
+int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell,
+                 enum shmq_arming how);
+int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell, enum shmq_arming how);
 /* Looks at the peers, repairs what the dead left, and wakes whom it concerns. */
 void shmq_look_now(shmq_queue *q);
 /* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth

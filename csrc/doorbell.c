@@ -8,12 +8,17 @@
  *     B0 doorbell = number of the FIFO        W0 publish
  *     B1 bells |= what it waits for           W1 read armed: 0: done, no system call
  *     B2 armed |= BELLS                       W2 armed -> 0; had it BELLS?
- *        full barrier in EVERY process        W4 for each live peer: bells &= ~it; had it the bit?
+ *        full fence here                      W4 for each live peer: bells &= ~it; had it the bit?
  *     B3 look again: ready? disarm            W5 write a byte into the FIFO named by its doorbell
- *     B4 poll
+ *     B4 poll, for a short slice at most
+ *        full barrier in EVERY process
+ *     B5 look again; then poll
  *
- * No wake-up is lost: W1 and B3 are as W1 and S2 in wait.c.  Who exchanges armed finds in W4 the bits of all who set
- * BELLS before, since B1 comes before B2.
+ * No wake-up is lost: W1 and B5 are as W1 and S2 in wait.c.  Who exchanges armed finds in W4 the bits of all who set
+ * BELLS before, since B1 comes before B2.  The barrier interrupts other processors, the waker's among them (two of them
+ * doubled a round trip), so it does not stand before B3: between B2 and B5 a message can stay unheard of, if its waker did
+ * W0 and W1 within the moment in which B2 and B3 were done and W0 was still in a store buffer.  That costs a short
+ * slice.  Mostly a ring comes sooner, and the barrier is never needed.
  *
  *     bells, armed                 what it means                        who goes on
  *     0                            does not wait; or a byte is on its   -
@@ -23,6 +28,11 @@
  *     clear, no byte yet           a waker is between W4 and W5         it; died there: the slice
  *     set, the waiter dead         rung in vain once; the FIFO goes     its reaper
  *                                  with the entry
+ *
+ * While our bit is set, somebody rings for whatever is published: as long as BELLS is set, the next waker; and once it is
+ * not, whoever took it, and what is published without a ring before that one rings us is there when we look then.
+ * So a loop that was rung for another queue need not arm this one anew.  It does at the end of a slice: that waker may be
+ * dead.
  *
  * The slice: who waits looks again after SHMQ_SLICE_NS at the latest, as sleepers do (wait.c), because the dead do not
  * ring, and arms anew.  A bell is a hint for the time before that, so no failure of W5 is an error.
@@ -160,15 +170,20 @@ static uint32_t bell_of(const struct shmq_segment *s, const struct shmq_eventcou
     return e == &s->control->not_empty ? SHMQ_BELL_NOT_EMPTY : SHMQ_BELL_NOT_FULL;
 }
 
-bool shmq_bell_arm(const struct shmq_segment *s, uint32_t myself, struct shmq_eventcount *e,
-                   uint64_t number) {
+bool shmq_bell_arm(const struct shmq_segment *s, uint32_t myself, struct shmq_eventcount *e, uint64_t number,
+                   enum shmq_arming how) {
     struct shmq_peer *p = &s->peers[myself];
-    uint32_t end = load32_relaxed(&e->bells_end);
+    uint32_t bell = bell_of(s, e), end = load32_relaxed(&e->bells_end);
+    /* relaxed: only we set them; whoever clears the bit rings, and then we look again */
+    bool raised = (load32_relaxed(&p->bells) & bell) != 0 && load_relaxed(&p->doorbell) == number;
+    if (raised && how == SHMQ_ARM) return false;
     store_relaxed(&p->doorbell, number); /* B0: B1 is a release */
     while (end <= myself && !cas32_acq_rel(&e->bells_end, &end, myself + 1)) {
     } /* It only grows, so a failed CAS means that there is less left to do. */
-    (void)or32_seq_cst(&p->bells, bell_of(s, e));    /* B1 -> W4 */
-    return shmq_eventcount_arm(e, SHMQ_ARMED_BELLS); /* B2 -> W2 */
+    (void)or32_seq_cst(&p->bells, bell);                        /* B1 -> W4 */
+    uint32_t armed = or32_seq_cst(&e->armed, SHMQ_ARMED_BELLS); /* B2 -> W2 */
+    full_fence();
+    return !raised || (armed & SHMQ_ARMED_BELLS) == 0;
 }
 
 void shmq_bell_disarm(const struct shmq_segment *s, uint32_t myself, const struct shmq_eventcount *e) {

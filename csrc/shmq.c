@@ -729,27 +729,31 @@ int shmq_wait_done(shmq_queue *q, int64_t deadline_ns) {
 
 /* Death behind the arming: whoever wakes rings in vain, once. */
 static int arm(shmq_queue *q, struct shmq_eventcount *e, shmq_ready_fn *ready, struct need *need, uint32_t op,
-               uint64_t doorbell) {
+               uint64_t doorbell, enum shmq_arming how) {
     if (shmq_usable(q) != SHMQ_OK || ready(need)) return SHMQ_OK;
-    shmq_recorder_note_once(q->counters, op, need->bytes);
-    bool barrier = shmq_bell_arm(&q->segment, q->me.index, e, doorbell);
-    if (ready(need)) {
+    bool news = shmq_bell_arm(&q->segment, q->me.index, e, doorbell, how);
+    bool sure = how == SHMQ_ARM_SURELY ? shmq_barrier() : !news;
+    if ((news || how == SHMQ_ARM_SURELY) && ready(need)) {
         shmq_bell_disarm(&q->segment, q->me.index, e);
         return SHMQ_OK;
     }
-    count(&q->counters->parks, 1);
-    return barrier ? SHMQ_EMPTY : SHMQ_NOT_READY;
+    if (news) {
+        shmq_recorder_note_once(q->counters, op, need->bytes);
+        count(&q->counters->parks, 1);
+    }
+    return sure ? SHMQ_EMPTY : SHMQ_NOT_READY;
 }
 
-int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell) {
+int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell,
+                 enum shmq_arming how) {
     struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
-    return arm(q, &q->control->not_full, put_ready, &need, SHMQ_OP_WAIT_PUT, doorbell);
+    return arm(q, &q->control->not_full, put_ready, &need, SHMQ_OP_WAIT_PUT, doorbell, how);
 }
 
-int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell) {
+int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell, enum shmq_arming how) {
     struct need need = {.q = q, .cursor = cursor, .next_due = SHMQ_NEVER};
     if (q->pending.count > 0) need.next_due = load_relaxed(q->pending.next_due);
-    return arm(q, &q->control->not_empty, get_ready, &need, SHMQ_OP_WAIT_GET, doorbell);
+    return arm(q, &q->control->not_empty, get_ready, &need, SHMQ_OP_WAIT_GET, doorbell, how);
 }
 
 void shmq_look_now(shmq_queue *q) {

@@ -119,8 +119,7 @@ uint32_t shmq_eventcount_wake_slow(struct shmq_eventcount *e) {
     return armed;
 }
 
-bool shmq_eventcount_arm(struct shmq_eventcount *e, uint32_t flag) {
-    (void)or32_seq_cst(&e->armed, flag); /* S1: a plain store could take away the other flag */
+bool shmq_barrier(void) {
     full_fence();
     return membarrier(MEMBARRIER_GLOBAL_EXPEDITED) == 0;
 }
@@ -181,8 +180,9 @@ int shmq_eventcount_wait(struct shmq_eventcount *e, struct shmq_waiter *w, shmq_
 
     int64_t slice_end = shmq_now_ns();
     for (;;) {
-        uint32_t key = load32_acquire(&e->epoch); /* S0: before arming, so that W3 changes it */
-        bool barrier = shmq_eventcount_arm(e, SHMQ_ARMED_FUTEX); /* S1 */
+        uint32_t key = load32_acquire(&e->epoch);        /* S0: before arming, so that W3 changes it */
+        (void)or32_seq_cst(&e->armed, SHMQ_ARMED_FUTEX); /* S1: a store could take away the other flag */
+        bool barrier = shmq_barrier();
         if (ready(context)) return SHMQ_OK; /* S2.  Still armed: the next waker calls once in vain. */
         if (!*parked) slice_end += barrier ? SHMQ_SLICE_NS : SHMQ_SHORT_SLICE_NS;
         *parked = true;

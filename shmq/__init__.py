@@ -6,8 +6,9 @@ q.put({"step": 7, "tokens": tokens})     # arrays anywhere inside, copied once
 msg = q.get(timeout=1.0)                 # arrays are zero-copy views that own their memory
 """
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .delivery import Message
 from .errors import (
@@ -50,15 +51,17 @@ from .topic import Subscription, Topic
 
 __version__: str
 
-if not TYPE_CHECKING:  # or any name would pass for one of ours
+if TYPE_CHECKING:
+    from . import aio as aio
+else:  # or any name would pass for one of ours
 
-    def __getattr__(name: str) -> str:
-        """``__version__``, when somebody asks: to look it up takes a tenth of all that an import takes."""
-        if name != "__version__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import version
-
-        return version(__name__)
+    def __getattr__(name: str) -> Any:
+        """``aio``, which brings asyncio with it, and ``__version__``, a tenth of an import: once they are asked for."""
+        if name == "aio":
+            return import_module(".aio", __name__)
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get_include() -> str:

@@ -54,12 +54,14 @@ void shmq_begin_task(shmq_queue *q);
 int shmq_end_task(shmq_queue *q);
 int py_join(shmq_queue *q, int64_t deadline_ns);
 int py_look_around(shmq_queue *q);
-int py_arm_get(shmq_queue *q, uint64_t doorbell);
-int py_arm_put(shmq_queue *q, uint64_t doorbell, int for_block, uint64_t bytes);
+int py_arm_get(shmq_queue *q, uint64_t doorbell, int how);
+int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int for_block, uint64_t bytes);
 void py_look_now(shmq_queue *q);
 int shmq_doorbell_open(uint64_t *number, int *fd);
 void shmq_doorbell_close(uint64_t number, int fd);
+void shmq_doorbell_remove(uint64_t number);
 #define PY_ENCODE -1
+enum shmq_arming { SHMQ_ARM, SHMQ_ARM_AGAIN, SHMQ_ARM_SURELY };
 """
 
 

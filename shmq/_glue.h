@@ -782,16 +782,16 @@ static int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, int builds_
 
 /* ---- wait in an event loop: see shmq_arm_put and shmq_arm_get ---- */
 
-static int py_arm_get(shmq_queue *q, uint64_t doorbell) {
+static int py_arm_get(shmq_queue *q, uint64_t doorbell, int how) {
     if (!shmq_try_pin(q)) return SHMQ_OK; /* the next try says that it is closed */
-    int status = shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), doorbell);
+    int status = shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), doorbell, (enum shmq_arming)how);
     shmq_unpin(q);
     return status;
 }
 
-static int py_arm_put(shmq_queue *q, uint64_t doorbell, int for_block, uint64_t bytes) {
+static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int for_block, uint64_t bytes) {
     if (!shmq_try_pin(q)) return SHMQ_OK;
-    int status = shmq_arm_put(q, q->put.ring.spsc.cursor, for_block, bytes, doorbell);
+    int status = shmq_arm_put(q, q->put.ring.spsc.cursor, for_block, bytes, doorbell, (enum shmq_arming)how);
     shmq_unpin(q);
     return status;
 }

@@ -1,7 +1,7 @@
 """``Loan``: an array of shared memory that is written in place and then becomes a message."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from math import prod
 from operator import index
 from types import TracebackType
@@ -28,7 +28,7 @@ class Loan:
     ``array`` is the memory: writable until published, then the consumer's (it is made read-only here;
     what views were taken of it before must not be written any more)."""
 
-    __slots__ = ("_flags", "_lease", "_number", "_queue", "_send", "array", "order", "shape")
+    __slots__ = ("_flags", "_lease", "_number", "_queue", "_send", "_storage", "array", "order", "shape")
 
     def __init__(
         self,
@@ -36,8 +36,9 @@ class Loan:
         shape: int | tuple[int, ...],
         dtype: Any,
         order: Literal["C", "F"],
-        deadline: int,
+        deadline: int | None,
     ) -> None:
+        """``deadline`` None: the caller drives ``_borrow``."""
         storage, number = tensor.parse_dtype(dtype)
         self.shape = (shape,) if isinstance(shape, int) else _axes(shape)
         if min(self.shape, default=0) < 0 or len(self.shape) > tensor.MAX_META_DIMS:
@@ -54,23 +55,28 @@ class Loan:
         self._queue = queue
         self._number = number
         self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
+        self._lease = None
+        self._storage = storage
         size = prod(self.shape) * storage.itemsize
         if size >= sys.maxsize or max(self.shape, default=0) >= sys.maxsize:
             errors.raise_status(lib.SHMQ_TOO_LARGE, queue.name)
-        meta = tensor.pack_meta(number, order, self.shape, self._flags)
-        self._lease, self._send = self._borrow(size, meta, deadline)
-        self.array = np.ndarray(self.shape, storage, self._lease, 0, None, order)
+        if deadline is not None:
+            for lacking, need in self._borrow():
+                queue._wait_put(lacking, need, deadline)
 
-    def _borrow(self, size: int, meta: bytes, deadline: int) -> tuple[Any, Callable[[], int | None]]:
+    def _borrow(self) -> Iterator[tuple[int, Size]]:
+        """Tries until the memory is lent, as ``Producer._tries``."""
         box: list[Any] = []
         q = self._queue
+        size = prod(self.shape) * self._storage.itemsize
+        meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
         while status := lib.py_loan(q._c, size, lib.SHMQ_TENSOR, meta, len(meta), id(box)):
-            if status == lib.SHMQ_ARENA_FULL:
-                q._wait_put(status, Size(size, size, is_array=True), deadline)
+            if status in (lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
+                yield status, Size(size, size, is_array=True)
             else:
                 q._recover_or_raise(status, size)
-        lease, send = box
-        return lease, send
+        self._lease, self._send = box
+        self.array = np.ndarray(self.shape, self._storage, self._lease, 0, None, self.order)
 
     def torch(self) -> Any:
         """The memory as a torch tensor of the loan's shape and dtype; the message arrives as one."""
@@ -88,17 +94,22 @@ class Loan:
         On ``Full`` the loan is still open: publish again, or discard."""
         status = self._send()  # first and alone: after a large fill nothing else is in the caches
         if status is not None:
-            self._check_open()
-            self._publish_slow(status, deadline_ns(timeout))
-        self._lease = None
-        self.array.flags.writeable = False
+            deadline = deadline_ns(timeout)
+            for lacking, need in self._send_again(status):
+                self._queue._wait_put(lacking, need, deadline)
+        self._sent()
 
-    def _publish_slow(self, status: int | None, deadline: int) -> None:
+    def _send_again(self, status: int | None) -> Iterator[tuple[int, Size]]:
+        self._check_open()
         while status is not None:
             if status != lib.SHMQ_FULL:
                 errors.raise_status(status, self._queue.name)
-            self._queue._wait_put(status, Size(HANDLE_BYTES, 0, is_array=True), deadline)
+            yield status, Size(HANDLE_BYTES, 0, is_array=True)
             status = self._send()
+
+    def _sent(self) -> None:
+        self._lease = None
+        self.array.flags.writeable = False
 
     def discard(self) -> None:
         """Gives the pages back unpublished; again, or after publish: nothing."""

@@ -5,6 +5,7 @@ slices of at most 100 ms so that Python runs its signal handlers, try again.
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from . import codec, errors, stats
@@ -39,12 +40,19 @@ class Producer(Handle):
     def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None) -> None:
         """Whatever is not bytes or a plain array, and whatever did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
+        for lacking, size in self._tries(obj, status):
+            self._wait_put(lacking, size, deadline)
+
+    def _tries(self, obj: Any, status: int) -> Iterator[tuple[int, Size]]:
+        """Tries until ``obj`` is put; before each further try, says what was lacking, and what it will take.
+
+        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task."""
         send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
             status = send(self._c, *args)
         while status:
-            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL):
-                self._wait_put(status, count(), deadline)
+            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
+                yield status, count()
             else:
                 self._recover_or_raise(status, count().block_bytes)
             status = send(self._c, *args)
@@ -52,15 +60,18 @@ class Producer(Handle):
 
     def _wait_put(self, status: int, size: Size, deadline: int) -> None:
         """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
+        if status == lib.SHMQ_NOT_READY:
+            return self._recover_or_raise(status, 0)
         if time.monotonic_ns() >= deadline:
             if lib.py_look_around(self._c):
-                return
+                return None
             self._raise_full(status, size.block_bytes, waited=deadline > 0)
         c = self._c
         if status == lib.SHMQ_FULL:
             lib.py_wait_put(c, False, size.record_bytes(self._inline_bytes), slice_end_ns(deadline))
         else:
             lib.py_wait_put(c, True, size.block_bytes, slice_end_ns(deadline))
+        return None
 
     def _raise_full(self, status: int, size: int, waited: bool) -> None:
         if not waited:  # whoever tries without waiting wants to know soon: no look at the peers

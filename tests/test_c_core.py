@@ -402,8 +402,8 @@ BUGS = [
     bug(
         "no_barrier",
         "wait.c",
-        r"^    full_fence\(\);\n    return membarrier\(MEMBARRIER_GLOBAL_EXPEDITED\) == 0;$",
-        "    return true;",
+        r"\(void\)or32_seq_cst\(&e->armed, SHMQ_ARMED_FUTEX\);.*\n +bool barrier = shmq_barrier\(\);",
+        "store32_relaxed(&e->armed, SHMQ_ARMED_FUTEX); bool barrier = true;",
         "wakes",
         "between_threads",
     ),
@@ -431,16 +431,16 @@ BUGS = [
     # doorbells
     bug(
         "the_last_who_arms_is_alone",
-        "wait.c",
-        r"or32_seq_cst\(&e->armed, flag\)",
-        "exchange32_seq_cst(&e->armed, flag)",
+        "doorbell.c",
+        r"or32_seq_cst\(&e->armed, SHMQ_ARMED_BELLS\)",
+        "exchange32_seq_cst(&e->armed, SHMQ_ARMED_BELLS)",
         "test_doorbell",
         "sleepers_and_loops_wait_side_by_side",
     ),
     bug(
         "no_look_behind_the_bell",
         "shmq.c",
-        r"^    if \(ready\(need\)\) \{\n( +shmq_bell_disarm)",
+        r"^    if \(\(news .*\n( +shmq_bell_disarm)",
         r"    if (false) {\n\1",
         "points_doorbell",
     ),

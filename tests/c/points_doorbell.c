@@ -46,15 +46,17 @@ static void get_one(void) {
 }
 
 /* What a task does between two polls.  SHMQ_EMPTY: it is armed. */
-static int turn(shmq_queue *q, uint64_t *number) {
+static int turn_at(shmq_queue *q, uint64_t *number, enum shmq_arming how) {
     for (;;) {
         int status = lab_get(q, number, SHMQ_NO_WAIT);
         if (status != SHMQ_EMPTY) return status;
         uint64_t cursor = shmq_ring_cursor(&q->ring, &q->get.ring);
         (void)shmq_wait_get(q, cursor, SHMQ_NO_WAIT); /* SHMQ_PEER_DEAD is said once */
-        if (shmq_arm_get(q, cursor, scene.number) != SHMQ_OK) return SHMQ_EMPTY;
+        if (shmq_arm_get(q, cursor, scene.number, how) != SHMQ_OK) return SHMQ_EMPTY;
     }
 }
+
+static int turn(shmq_queue *q, uint64_t *number) { return turn_at(q, number, SHMQ_ARM); }
 
 static void wait_for_the_bell(void) {
     struct pollfd poll_me = {.fd = scene.bell, .events = POLLIN};
@@ -87,7 +89,7 @@ TEST(a_get_at_every_point_of_a_put_that_waits_in_a_loop) {
             while (lab_put(p, 1, BYTES, SHMQ_NO_WAIT) == SHMQ_OK) continue;
             arm(n, get_one);
             while (lab_put(p, 2, BYTES, SHMQ_NO_WAIT) != SHMQ_OK)
-                if (shmq_arm_put(p, p->put.ring.spsc.cursor, false, BYTES, scene.number) != SHMQ_OK)
+                if (shmq_arm_put(p, p->put.ring.spsc.cursor, false, BYTES, scene.number, SHMQ_ARM) != SHMQ_OK)
                     wait_for_the_bell();
             missed = disarm();
             scene_close();
@@ -127,7 +129,7 @@ TEST(death_of_a_waker_costs_a_slice) {
             CHECK(killed || (is_there && rung));
             unheard += is_there && !rung;
             shmq_look_now(scene.consumer); /* the slice */
-            if (turn(scene.consumer, &number) == SHMQ_EMPTY) {
+            if (turn_at(scene.consumer, &number, SHMQ_ARM_AGAIN) == SHMQ_EMPTY) {
                 CHECK(!is_there);
                 (void)rings(); /* the repair's */
                 CHECK_EQ(turn(scene.consumer, &number), SHMQ_EMPTY);
@@ -151,7 +153,7 @@ static void arm_in_a_child(uint64_t n, bool *killed) {
         shmq_queue *q = lab_attach(scene.object);
         OK(shmq_doorbell_open(&number, &fd));
         arm(n, die);
-        CHECK_EQ(shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), number), SHMQ_EMPTY);
+        CHECK_EQ(shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), number, SHMQ_ARM), SHMQ_NOT_READY);
         CHECK(disarm());
         shmq_doorbell_close(number, fd);
         _exit(0);

@@ -1,0 +1,340 @@
+"""Doorbells: how the tasks of an event loop wait for what other processes do.
+
+A ``Doorbell`` is a FIFO that its loop polls; whoever makes something available writes a byte into it, if
+somebody said that he waits (``csrc/doorbell.c``).  There is one for each loop of a process, shared by all
+its handles, from the first wait that has to park until the last handle closes.
+
+A ``Gate`` is where tasks wait for one side of a handle, oldest first.  One task is woken at a time; when it
+has taken its message, or was cancelled instead, it looks for the next one (``leave``).  A wake-up is a hint
+to try again: messages never pass through here, so there is none to lose.
+
+    look: may the first one go on?  yes: it is woken, and nobody else until it has left
+                                    no: the doorbell is armed, and everyone waits
+
+While a task waits, a timer looks again every 100 ms, as sleeping threads do (``csrc/wait.c``): who died
+before it could ring is repaired, and what it had made available is found.  No task waits: no timer.
+"""
+
+import asyncio
+import errno
+import os
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from . import errors
+from ._core import ffi, lib
+from .handle import Handle
+
+SLICE_S = 0.1
+"""Longest wait without a look at the peers."""
+SHORT_SLICE_S = 0.001
+"""After one or two of these an armed doorbell is made sure of, which is too expensive for every wait."""
+
+OK, NOT_READY = lib.SHMQ_OK, lib.SHMQ_NOT_READY
+ARM, AGAIN, SURELY = lib.SHMQ_ARM, lib.SHMQ_ARM_AGAIN, lib.SHMQ_ARM_SURELY
+
+Loop = asyncio.AbstractEventLoop
+Need = tuple[()] | tuple[bool, int]
+"""What a get waits for, or a put: whether for a block, and its bytes."""
+
+_doorbells: "weakref.WeakValueDictionary[Loop, Doorbell]" = weakref.WeakValueDictionary()
+
+
+class Doorbell:
+    """The FIFO of an event loop, and the gates where tasks wait for it to ring."""
+
+    __slots__ = ("__weakref__", "_fd", "_gates", "_settler", "_timer", "_turn", "loop", "number", "pid")
+
+    def __init__(self, loop: Loop) -> None:
+        number, fd = ffi.new("uint64_t *"), ffi.new("int *")
+        if status := lib.shmq_doorbell_open(number, fd):
+            _raise(status)
+        self.loop, self.number, self.pid = loop, int(number[0]), os.getpid()
+        self._fd = int(fd[0])
+        self._gates: set[Gate] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._settler: asyncio.TimerHandle | None = None
+        self._turn = 0
+        weakref.finalize(self, _end, loop, self.number, self._fd, self.pid)
+        loop.add_reader(self._fd, _rung, weakref.ref(self))
+
+    @staticmethod
+    def of(loop: Loop) -> "Doorbell":
+        """The loop's; made on first use."""
+        bell = _doorbells.get(loop)
+        if bell is None:
+            bell = _doorbells[loop] = Doorbell(loop)
+        return bell
+
+    def add(self, gate: "Gate") -> None:
+        """Tasks wait there from now on."""
+        self._gates.add(gate)
+        if self._timer is None:
+            self._timer = self.loop.call_later(SLICE_S, _slice_over, weakref.ref(self))
+        if gate.unsure_since is not None:
+            self._start_settling()
+
+    def discard(self, gate: "Gate") -> None:
+        """No task waits there any more.  The timer finds out by itself."""
+        self._gates.discard(gate)
+
+    def unsure(self, gate: "Gate") -> None:
+        """It has just been armed, without a barrier in the other processes: that is made up for, if no ring
+        comes soon."""
+        gate.unsure_since = self._turn
+        self._start_settling()
+
+    def _start_settling(self) -> None:
+        if self._settler is None:
+            self._settler = self.loop.call_later(SHORT_SLICE_S, _settle, weakref.ref(self))
+
+    def settle(self) -> None:
+        """Each millisecond, while a gate is unsure."""
+        self._settler = None
+        self._turn += 1
+        for gate in list(self._gates):
+            since = gate.unsure_since
+            if since is not None and self._turn - since > 1:  # a millisecond at least
+                gate.look(SURELY)
+            if gate.unsure_since is not None:
+                self._start_settling()
+
+    def rung(self) -> None:
+        """The loop's: there is a byte to read."""
+        with suppress(BlockingIOError):
+            os.read(self._fd, 64)  # more: the loop comes again
+        for gate in list(self._gates):
+            gate.look()
+
+    def slice_over(self) -> None:
+        """The timer's."""
+        self._timer = None
+        for gate in tuple(self._gates):
+            gate.look_around()
+        if self._gates:
+            self._timer = self.loop.call_later(SLICE_S, _slice_over, weakref.ref(self))
+
+
+# The loop knows a doorbell by weak references only, so that it ends with the last handle.
+
+
+def _rung(bell: "weakref.ref[Doorbell]") -> None:
+    if (found := bell()) is not None:
+        found.rung()
+
+
+def _slice_over(bell: "weakref.ref[Doorbell]") -> None:
+    if (found := bell()) is not None:
+        found.slice_over()
+
+
+def _settle(bell: "weakref.ref[Doorbell]") -> None:
+    if (found := bell()) is not None:
+        found.settle()
+
+
+def _raise(status: int) -> None:
+    directory = f"/dev/shm/shmq-doorbells-{os.geteuid()}"
+    if status == lib.SHMQ_WRONG_OWNER:
+        raise errors.WrongOwner(
+            errno.EACCES,
+            f"{directory}, where event loops are woken, must be a directory of yours with mode 0700; let its "
+            "owner remove it, or set the mode",
+        )
+    raise OSError(ffi.errno, f"cannot make a doorbell in {directory}: {os.strerror(ffi.errno)}")
+
+
+def _end(loop: Loop, number: int, fd: int, pid: int) -> None:
+    """Once nobody needs the doorbell, and at exit.  Any thread may have dropped the last handle."""
+    if os.getpid() != pid:
+        return  # the parent's
+    lib.shmq_doorbell_remove(number)
+    try:
+        here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        here = False
+    if loop.is_running() and not here:
+        with suppress(RuntimeError):  # closed just now
+            loop.call_soon_threadsafe(_stop_polling, loop, number, fd)
+    else:
+        _stop_polling(loop, number, fd)
+
+
+def _stop_polling(loop: Loop, number: int, fd: int) -> None:
+    if not loop.is_closed():
+        loop.remove_reader(fd)
+    lib.shmq_doorbell_close(number, fd)
+
+
+def _expire(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Place:
+    """Of a task that waits at a gate."""
+
+    __slots__ = ("future", "need", "timer", "woken")
+
+    def __init__(self, future: "asyncio.Future[None]", need: Need) -> None:
+        self.future = future
+        self.need = need
+        self.timer: asyncio.TimerHandle | None = None
+        self.woken = False
+        """By ``Gate.look``, which took it out of the queue."""
+
+
+class Gate:
+    """Where tasks wait for one side of a handle.
+
+    ``arm``: ``py_arm_get`` or ``py_arm_put``.  OK: another try makes sense; else the doorbell is armed."""
+
+    __slots__ = ("_arm", "_waiting", "_waits", "_woken", "unsure_since")
+
+    def __init__(self, waits: "Waits", arm: Callable[..., int]) -> None:
+        self._waits = waits
+        self._arm = arm
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody waits: the handle has a new loop."""
+        self._waiting: deque[Place] = deque()
+        self.unsure_since: int | None = None
+        """The doorbell's turn in which it was armed; None: sure."""
+        self._woken = False
+
+    def enter(self, need: Need, deadline: int, again: bool) -> "Place":
+        """A place in the queue of tasks: await its ``future``, then ``quit`` it, whatever happened.
+
+        The future is done when another try makes sense, or the deadline has passed.  ``again``: it has tried
+        in vain after a wait, and keeps its place."""
+        bell = self._waits.bell()
+        loop = bell.loop
+        place = Place(loop.create_future(), need)
+        if deadline != sys.maxsize:
+            left_s = max(0, deadline - time.monotonic_ns()) / 1e9
+            place.timer = loop.call_later(left_s, _expire, place.future)
+        if again:
+            self._waiting.appendleft(place)
+        else:
+            self._waiting.append(place)
+        bell.add(self)
+        self.look()
+        return place
+
+    def quit(self, place: "Place") -> None:
+        """The task goes on.  Afterwards it calls ``enter`` again, or ``leave``."""
+        if place.timer is not None:
+            place.timer.cancel()
+        if place.woken:
+            self._woken = False  # also where it was cancelled since
+        elif place in self._waiting:  # else close() took it out
+            self._waiting.remove(place)
+
+    def leave(self) -> None:
+        """A task is done here, or was cancelled: whoever waits behind it may go on now."""
+        if self._waiting:
+            self.look()
+        elif (bell := self._waits.bound) is not None:
+            bell.discard(self)
+
+    def look(self, how: int = ARM) -> None:
+        """Wakes the first task that may go on; where there is none, the doorbell is armed."""
+        handle, bell = self._waits.handle(), self._waits.bound
+        if self._woken or handle is None or bell is None:
+            return  # whoever was woken looks when it leaves
+        for place in self._waiting:
+            if place.future.done():
+                continue  # cancelled, or its time is over: it takes itself out
+            status = self._arm(handle._c, bell.number, how, *place.need)
+            if status == OK:
+                self._woken = place.woken = True
+                self._waiting.remove(place)
+                place.future.set_result(None)
+                return
+            if status == NOT_READY:
+                bell.unsure(self)
+            elif how == SURELY:
+                self.unsure_since = None
+            if not place.need:
+                return  # gets all wait for the same
+
+    def look_around(self) -> None:
+        """At the end of a slice: repairs what the dead left, first."""
+        if (handle := self._waits.handle()) is not None:
+            lib.py_look_now(handle._c)
+            self.look(AGAIN)
+
+    def wake_all(self) -> None:
+        """The handle was closed."""
+        waiting = self._waiting
+        self.forget()
+        for place in waiting:
+            _expire(place.future)
+
+
+class Waits:
+    """What the tasks of one event loop wait for on one handle."""
+
+    __slots__ = ("bound", "getters", "handle", "putters")
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = weakref.ref(handle)
+        self.bound: Doorbell | None = None
+        self.getters = Gate(self, lib.py_arm_get)
+        self.putters = Gate(self, lib.py_arm_put)
+
+    @staticmethod
+    def of(handle: Handle) -> "Waits":
+        """Of a handle there is one, however many objects of ``aio.py`` it has."""
+        waits = _all_waits.get(handle)
+        if waits is None:
+            waits = _all_waits[handle] = Waits(handle)
+        return waits
+
+    def bell(self) -> Doorbell:
+        """The running loop's.  RuntimeError where the handle belongs to another loop."""
+        loop = asyncio.get_running_loop()
+        bell = self.bound
+        if bell is not None and bell.loop is loop:
+            return bell
+        if bell is not None and bell.pid == os.getpid() and not bell.loop.is_closed():
+            handle = self.handle()
+            name = "" if handle is None else handle.name
+            raise RuntimeError(
+                f"queue {name!r}: this handle belongs to another event loop, where it waited first; open one "
+                "for each loop"
+            )
+        self.getters.forget()
+        self.putters.forget()
+        self.bound = Doorbell.of(loop)
+        return self.bound
+
+    def close(self) -> None:
+        """The handle was closed.  Any thread."""
+        bell = self.bound
+        if bell is None or bell.pid != os.getpid():
+            return
+        try:
+            here = asyncio.get_running_loop() is bell.loop
+        except RuntimeError:
+            here = False
+        if here or not bell.loop.is_running():
+            self._let_go()
+        else:
+            with suppress(RuntimeError):  # closed just now
+                bell.loop.call_soon_threadsafe(self._let_go)
+
+    def _let_go(self) -> None:
+        bell, self.bound = self.bound, None
+        for gate in (self.getters, self.putters):
+            gate.wake_all()
+            if bell is not None:
+                bell.discard(gate)
+
+
+_all_waits: "weakref.WeakKeyDictionary[Handle, Waits]" = weakref.WeakKeyDictionary()
