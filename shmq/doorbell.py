@@ -47,7 +47,19 @@ _doorbells: "weakref.WeakValueDictionary[Loop, Doorbell]" = weakref.WeakValueDic
 class Doorbell:
     """The FIFO of an event loop, and the gates where tasks wait for it to ring."""
 
-    __slots__ = ("__weakref__", "_fd", "_gates", "_settler", "_timer", "_turn", "loop", "number", "pid")
+    __slots__ = (
+        "__weakref__",
+        "_fd",
+        "_finalizer",
+        "_gates",
+        "_settler",
+        "_timer",
+        "_turn",
+        "_users",
+        "loop",
+        "number",
+        "pid",
+    )
 
     def __init__(self, loop: Loop) -> None:
         number, fd = ffi.new("uint64_t *"), ffi.new("int *")
@@ -59,7 +71,8 @@ class Doorbell:
         self._timer: asyncio.TimerHandle | None = None
         self._settler: asyncio.TimerHandle | None = None
         self._turn = 0
-        weakref.finalize(self, _end, loop, self.number, self._fd, self.pid)
+        self._users = 0
+        self._finalizer = weakref.finalize(self, _end, loop, self.number, self._fd, self.pid)
         loop.add_reader(self._fd, _rung, weakref.ref(self))
 
     @staticmethod
@@ -69,6 +82,18 @@ class Doorbell:
         if bell is None:
             bell = _doorbells[loop] = Doorbell(loop)
         return bell
+
+    def bind(self) -> None:
+        """A handle uses it from now on."""
+        self._users += 1
+
+    def let_go(self) -> None:
+        """A handle was closed, or has another loop: the last one ends it.  (Else the last one's end does.)"""
+        self._users -= 1
+        if self._users == 0:
+            if _doorbells.get(self.loop) is self:
+                del _doorbells[self.loop]
+            self._finalizer()
 
     def add(self, gate: "Gate") -> None:
         """Tasks wait there from now on."""
@@ -311,7 +336,10 @@ class Waits:
             )
         self.getters.forget()
         self.putters.forget()
+        if bell is not None:
+            bell.let_go()
         self.bound = Doorbell.of(loop)
+        self.bound.bind()
         return self.bound
 
     def close(self) -> None:
@@ -335,6 +363,8 @@ class Waits:
             gate.wake_all()
             if bell is not None:
                 bell.discard(gate)
+        if bell is not None:
+            bell.let_go()
 
 
 _all_waits: "weakref.WeakKeyDictionary[Handle, Waits]" = weakref.WeakKeyDictionary()
