@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 else:  # or any name would pass for one of ours
 
     def __getattr__(name: str) -> Any:
-        """``aio``, which brings asyncio, and ``__version__``, a tenth of an import: when they are asked for."""
+        """``aio``, which brings asyncio, and ``__version__``, a tenth of an import: when asked for."""
         if name == "aio":
             return import_module(".aio", __name__)
         if name == "__version__":
