@@ -26,7 +26,8 @@ ordinary calls, which may block for as long as it takes to map the segment.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -34,7 +35,8 @@ from . import errors, loan, queue, topic
 from ._core import lib
 from .clock import deadline_ns
 from .codec import Size
-from .consumer import Consumer
+from .consumer import NOTHING_NOW, Consumer
+from .delivery import Message, raise_nothing
 from .doorbell import Waits
 from .handle import Handle
 from .producer import Producer
@@ -49,7 +51,7 @@ SETTLE_TRIES = 200
 """A millisecond each, where another process repairs what a dead holder of a role left."""
 
 
-EMPTY = lib.SHMQ_EMPTY
+Take = Callable[[], Any] | None
 
 
 def _is_over(handle: Handle, deadline: int) -> bool:
@@ -157,18 +159,18 @@ class _Getting(_Wrapper):
             items = await self._await_message(items, max_items, deadline)
         return items if type(items) is list else self._handle._decode_many(items[0], copy)
 
-    async def _await_message(self, status: int, max_items: int, deadline: int) -> Any:
+    async def _await_message(self, status: int, max_items: int, deadline: int, take: Take = None) -> Any:
         """As ``Consumer._await_message``.  Behind the try that succeeds, nothing is awaited any more."""
         q, gate = self._handle, self._waits.getters
         item: Any = status
         settling, waited = 0, False
         try:
             while type(item) is int:
-                if item == EMPTY:
+                if item in NOTHING_NOW:
                     if waited and lib.py_wait_get(q._c, 0) == lib.SHMQ_PEER_DEAD:  # a look, no wait
                         raise_peer_dead(q._c, q.name)
                     if deadline != sys.maxsize and _is_over(q, deadline):
-                        errors.raise_status(EMPTY, q.name)
+                        raise_nothing(item, q.name)
                     place = gate.enter((), deadline, waited)
                     try:
                         await place.future
@@ -180,7 +182,7 @@ class _Getting(_Wrapper):
                 elif item != lib.SHMQ_OK:
                     q._recover_or_raise(item, 0)
                 # Looked up anew each time: reattach() binds other functions.
-                item = q._take_many(max_items) if max_items else q._try_take()
+                item = take() if take else q._take_many(max_items) if max_items else q._try_take()
             return item
         finally:
             gate.leave()
@@ -357,6 +359,21 @@ class Queue(_Putting, _Getting):
     def attach(cls, name: str, **parameters: Any) -> Self:
         """Opens what exists, or raises ``SegmentNotFound``.  Parameters as for ``shmq.Queue.attach``."""
         return cls.of(queue.Queue.attach(name, **parameters))
+
+    async def lease(self, timeout: float | None = None, copy: bool = False) -> Message:
+        """Takes the next message of an at_least_once queue: ``with await q.lease() as message: ...``.
+
+        Cancelled, it has taken none.  What is to come again after a delay may come up to 100 ms late.
+        Otherwise as ``shmq.Queue.lease``."""
+        deadline = _deadline(timeout)
+        item = self._handle._try_lease(copy)
+        if type(item) is int:
+            item = await self._await_message(item, 0, deadline, partial(self._handle._try_lease, copy))
+        return item  # type: ignore[no-any-return]
+
+    def task_done(self) -> None:
+        """As ``shmq.Queue.task_done``."""
+        self._handle.task_done()
 
     def qsize(self) -> int:
         """Messages that wait.  Others may put and get at any moment."""

@@ -61,7 +61,7 @@ class Consumer(Handle):
         return item
 
     def _decode(self, item: Any, copy: bool) -> Any:
-        allow_pickle, arrays, kind = self._options
+        allow_pickle, arrays, kind, _ = self._options
         return codec.decode(item, arrays, allow_pickle, kind, copy)
 
     def get_nowait(self, copy: bool = False) -> Any:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from multiprocessing import util
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -31,8 +31,9 @@ SLOT_HEADER_BYTES = 32
 MAX_PEERS = {"spsc": 4095, "mpmc": 4095, "topic": 51}
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "max_peers": 64}
 
-Options = tuple[bool, Arrays, Any]
-"""allow_pickle, arrays, type: see ``Queue``."""
+OnFull = Literal["block", "error", "drop_oldest", "drop_newest"]
+Options = tuple[bool, Arrays, Any, OnFull]
+"""allow_pickle, arrays, type, on_full: see ``Queue``."""
 
 _open_handles: "weakref.WeakSet[Handle]" = weakref.WeakSet()
 _anonymous: dict[str, tuple[segment.Identity, int, util.Finalize]] = {}
@@ -62,6 +63,7 @@ class Handle:
         "_full_texts",
         "_identity",
         "_inline_bytes",
+        "_is_spsc",
         "_max_deliveries",
         "_max_unacked",
         "_options",
@@ -137,6 +139,7 @@ class Handle:
         self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
         self._max_deliveries = found.max_deliveries
         self._max_unacked = found.max_unacked
+        self._is_spsc = found.kind == "spsc"
         self._full_texts = (
             f"the ring of {found.ring_bytes:,} bytes is full; consume faster, wait (timeout=...), or create "
             "the queue with a larger ring_bytes",
@@ -311,11 +314,13 @@ def make_params(
     )
 
 
-def check_options(allow_pickle: bool, arrays: Arrays, kind: Any) -> Options:
-    """The receiving side's options, checked."""
+def check_options(allow_pickle: bool, arrays: Arrays, kind: Any, on_full: OnFull = "block") -> Options:
+    """What concerns the handle and not the segment, checked."""
     if arrays not in ("auto", "numpy", "torch"):
         raise ValueError(f"arrays={arrays!r}: must be 'auto', 'numpy' or 'torch'")
-    return bool(allow_pickle), arrays, kind
+    if on_full not in ("block", "error", "drop_oldest", "drop_newest"):
+        raise ValueError(f"on_full={on_full!r}: must be 'block', 'error', 'drop_oldest' or 'drop_newest'")
+    return bool(allow_pickle), arrays, kind, on_full
 
 
 def _unpickle(cls: type[Handle], name: str, uuid: str, options: Options) -> Handle:

@@ -46,17 +46,28 @@ class Producer(Handle):
     def _tries(self, obj: Any, status: int) -> Iterator[tuple[int, Size]]:
         """Tries until ``obj`` is put; before each further try, says what was lacking, and what it will take.
 
-        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task."""
+        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Where the handle is
+        told to drop what finds no room, it ends without having put it."""
         send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
             status = send(self._c, *args)
         while status:
-            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
+            if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL) and self._options[3] != "block":
+                way = self._make_way(status)
+                if way == "drop":
+                    return
+                if way == "wait":
+                    yield status, count()
+            elif status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
                 yield status, count()
             else:
                 self._recover_or_raise(status, count().block_bytes)
             status = send(self._c, *args)
         del keep  # alive until here: the C side reads it
+
+    def _make_way(self, status: int) -> Literal["again", "drop", "wait"]:
+        """What ``on_full`` says of an object that found no room."""
+        raise NotImplementedError
 
     def _wait_put(self, status: int, size: Size, deadline: int) -> None:
         """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
@@ -96,7 +107,7 @@ class Producer(Handle):
                 sent = lib.py_put_many(self._c, id(items), done)
                 if sent > 0:
                     done += sent
-                elif sent == -lib.SHMQ_FULL:
+                elif sent == -lib.SHMQ_FULL and self._options[3] == "block":
                     n = len(items[done])
                     self._wait_put(lib.SHMQ_FULL, Size(n, n, is_array=False), deadline)
                 else:

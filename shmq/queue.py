@@ -8,7 +8,7 @@ from ._core import lib
 from .clock import deadline_ns, slice_end_ns
 from .consumer import NOTHING_NOW, Consumer
 from .delivery import Message
-from .handle import DEFAULTS, Options, check_options, make_params
+from .handle import DEFAULTS, OnFull, Options, check_options, make_params
 from .producer import Producer
 from .segment import Identity
 from .tensor import Arrays
@@ -43,6 +43,11 @@ class Queue(Producer, Consumer):
     delivered again, as a copy.  What was delivered ``max_deliveries`` times (5; 0: no limit) in vain goes to
     the dead-letter queue, the queue ``<name>.dead``.
 
+    On the sending side ``on_full`` says what a put of this handle does that finds no room in ring or arena:
+    "block", wait; "error", raise ``Full`` at once; "drop_newest", put nothing; "drop_oldest" (mpmc,
+    at_most_once), take out what has waited longest until there is room, and wait where nothing does.  What is
+    dropped is counted in ``stats()``.  Loans wait in any case.
+
     On the receiving side: ``allow_pickle`` decodes pickled messages (which runs code that the sender chose);
     ``arrays`` is "auto" (as sent: numpy or torch), "numpy" or "torch"; ``type`` is what msgpack messages are
     decoded into (a dataclass, ``msgspec.Struct``, ...; see msgspec).
@@ -68,6 +73,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        on_full: OnFull = "block",
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
@@ -89,7 +95,7 @@ class Queue(Producer, Consumer):
                         f"{label}=, remove it (shmq rm), or use another name"
                     )
 
-        self._open(name, params, check_options(allow_pickle, arrays, type), check)
+        self._open(name, params, check_options(allow_pickle, arrays, type, on_full), check)
 
     @classmethod
     def create(
@@ -105,6 +111,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        on_full: OnFull = "block",
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
@@ -117,7 +124,7 @@ class Queue(Producer, Consumer):
             kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
             _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
         )  # fmt: skip
-        self._create(name, params, check_options(allow_pickle, arrays, type))
+        self._create(name, params, check_options(allow_pickle, arrays, type, on_full))
         return self
 
     @classmethod
@@ -125,6 +132,7 @@ class Queue(Producer, Consumer):
         cls,
         name: str,
         *,
+        on_full: OnFull = "block",
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
         type: Any = None,
@@ -134,15 +142,30 @@ class Queue(Producer, Consumer):
 
         Waits up to ``timeout`` seconds for a creator that is still initialising, then raises ``NotReady``."""
         self = cls.__new__(cls)
-        self._attach(name, check_options(allow_pickle, arrays, type), timeout)
+        self._attach(name, check_options(allow_pickle, arrays, type, on_full), timeout)
         return self
 
     def _bind(self, name: str, handle: Any, identity: Identity, options: Options) -> None:
         super()._bind(name, handle, identity, options)
         self._acknowledged = None
+        if options[3] == "drop_oldest" and (self._is_spsc or self._max_unacked):
+            self.close()
+            raise ValueError(
+                f"queue {name!r}: on_full='drop_oldest' needs kind='mpmc', since on 'spsc' only the consumer "
+                "may take, and delivery='at_most_once', since it loses messages"
+            )
         if self._max_unacked:
             taker = self._acknowledged = delivery.Acknowledged(self)
             self._take, self._try_take, self._take_many = taker.take, taker.try_take, taker.take_many
+
+    def _make_way(self, status: int) -> Literal["again", "drop", "wait"]:
+        how = self._options[3]
+        if how == "error":
+            errors.raise_status(status, self.name, self._full_texts[status == lib.SHMQ_ARENA_FULL])
+        if how == "drop_oldest" and type(self._try_take()) is int:
+            return "wait"  # what fills it is in others' hands
+        lib.shmq_count_dropped(self._c, how == "drop_newest")
+        return "drop" if how == "drop_newest" else "again"
 
     def lease(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Message:
         """Takes the next message of an at_least_once queue; waits as ``get`` does.
@@ -153,16 +176,11 @@ class Queue(Producer, Consumer):
         A message that cannot be decoded is given back; after ``max_deliveries`` it is in the dead-letter
         queue."""
         deadline = deadline_ns(timeout) if block else 0
-        taker = self._taker()
         lacking = lib.SHMQ_EMPTY
         while True:
-            item, found = taker.lease()
-            if found is not None:
-                try:
-                    return Message(self, found, item, copy)
-                except BaseException:
-                    lib.shmq_nack(self._c, found, 0)
-                    raise
+            item = self._try_lease(copy)
+            if type(item) is Message:
+                return item
             if item not in NOTHING_NOW:
                 self._recover_or_raise(item, 0)
                 continue
@@ -171,6 +189,17 @@ class Queue(Producer, Consumer):
                 lib.py_wait_get(self._c, slice_end_ns(deadline))
             elif not lib.py_look_around(self._c):
                 delivery.raise_nothing(lacking, self.name)
+
+    def _try_lease(self, copy: bool) -> Any:
+        """A Message, or a status."""
+        item, found = self._taker().lease()
+        if found is None:
+            return item
+        try:
+            return Message(self, found, item, copy)
+        except BaseException:
+            lib.shmq_nack(self._c, found, 0)
+            raise
 
     def task_done(self) -> None:
         """Says that the work on a message that this handle got (``get``, ``get_many``) is done; for ``join``.
