@@ -264,7 +264,7 @@ enum shmq_pending_state {
 #define SHMQ_NO_HANDLE UINT64_MAX
 
 /* Words close together, because who looks for a message looks at all; the copy of entry i lies at
- * copies_at + i * slot_bytes: a struct shmq_slot without its word. */
+ * copies_at + i * slot_bytes: a struct shmq_slot without its word and its handle. */
 struct shmq_pending_entry {
     shmq_a64 word;
     shmq_a64 due_ns;   /* CLOCK_MONOTONIC: WAITING until then, or overdue from then on */

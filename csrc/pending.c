@@ -107,7 +107,6 @@ void shmq_pending_fill(const struct shmq_pending *p, struct shmq_delivery *d, co
     uint64_t due = overdue_at(p, now_ns);
     d->deliveries = load32_relaxed(&slot->deliveries) + 1;
     store_relaxed(&copy->record, shmq_record_pack(r->bytes, r->codec, r->flags));
-    store_relaxed(&copy->handle, in_block ? load_relaxed(&slot->handle) : 0);
     store32_relaxed(&copy->deliveries, d->deliveries);
     store32_relaxed(&copy->producer, load32_relaxed(&slot->producer));
     if (!in_block && r->bytes > 0) memcpy(copy + 1, r->payload, r->bytes);
@@ -173,14 +172,13 @@ int shmq_pending_record(const struct shmq_pending *p, const struct shmq_delivery
     r->codec = (uint16_t)(header >> 32);
     r->flags = (uint16_t)(header >> 48);
     r->position = load_relaxed(&p->entries[d->entry].position);
-    r->payload = (r->flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&copy->handle
+    r->payload = (r->flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&p->entries[d->entry].handle
                                                      : (uint8_t *)(void *)(copy + 1);
     return r->bytes <= inline_bytes ? SHMQ_OK : SHMQ_CORRUPT;
 }
 
 /* Its block was copied, because a living process still looks at the old one.  seq_cst, see keep.c. */
 void shmq_pending_rename(const struct shmq_pending *p, const struct shmq_delivery *d, uint64_t handle) {
-    store_relaxed(&shmq_pending_copy(p, d->entry)->handle, handle);
     store_seq_cst(&p->entries[d->entry].handle, handle);
 }
 

@@ -39,6 +39,7 @@ struct operation {
     bool attaches;  /* the act does that itself: its victim is NULL */
     bool at_head;   /* it works at the head, so that is to be at the wrap */
     bool unfilled;  /* its message lies in pages that are free: it must not be stopped while others go on */
+    bool delays;    /* a message may come only after a while, leases.h */
     /* Topics only, where what the victim takes is still there for others: */
     uint64_t sees; /* number of the message that it takes */
     uint64_t read; /* messages that `reader` has read before the act */

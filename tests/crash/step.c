@@ -1,14 +1,15 @@
 /* SIGKILL at every instruction.
  *
- *     step [--kind spsc|mpmc|topic] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
+ *     step [--kind spsc|mpmc|topic|lease] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
  *          [OPERATION ...]
  *     step [--kind ...] --list
  *
- * A victim, forked and traced, runs one operation of operations.h or topics.h; it is killed after k instructions, for k = 0,
+ * A victim, forked and traced, runs one operation of operations.h, topics.h or leases.h; it is killed after k instructions, for k = 0,
  * 1, 2, ... until the operation has no more.  After each death a survivor that was attached before repairs,
  * and counts: what was committed at the moment of death, read from the memory as it lay, is delivered, in order,
  * whole, once; every page and slot is free again; everything works.  On a topic that is one subscriber's view of it:
- * what the victim read itself is there as before; and nobody else is subscribed.
+ * what the victim read itself is there as before; and nobody else is subscribed.  With leases (an mpmc queue whose
+ * messages are acknowledged) each message comes until it is acknowledged, as often as it says, and then no more.
  *
  * All that a death leaves is the segment's memory; the kernel has dropped the locks.  So the second level (D = 2)
  * takes each different memory that the first level left, puts it back, and kills a repairer of it at every
@@ -30,15 +31,18 @@
 #include <stdarg.h>
 #include <time.h>
 
+#include "leases.h"
 #include "topics.h"
 #include "trace.h"
 
 enum { SURVIVOR, HELPER, SURVIVORS };
+enum { KIND_LEASE = SHMQ_KIND_TOPIC + 1 };
 enum { MOST = 256, DEEPEST = 3, WATCH_S = 20, COMPLAINTS = 5, MOST_RECORDS = 8 };
 #define SECOND_NUMBER 1000u /* the survivors' own messages, while a victim is stopped */
 
 struct numbers {
     uint64_t n, of[MOST];
+    uint32_t times[MOST]; /* leases: how often it will have been delivered, or was */
 };
 
 /* A segment's memory, and who was the survivors then. */
@@ -59,6 +63,7 @@ static struct {
     const char *kind, *start;
     uint32_t slots; /* mpmc, topic */
     bool topic;     /* the survivor publishes, the helper subscribes */
+    bool leases;    /* survivors acknowledge what they get */
     shmq_queue *peer[SURVIVORS];
     shmq_queue private[2][SURVIVORS]; /* ... as the scene left them; and for the deeper levels, after it */
     uint8_t *memory, *scratch;
@@ -70,6 +75,8 @@ static struct {
     bool parked, stops; /* the last level's victims are to be stopped; this level's are */
     bool enough;        /* after COMPLAINTS */
     uint64_t every, every_repair;
+    int64_t patience_ns; /* leases: a deadline */
+    uint32_t times;      /* ... and how often the last message was delivered */
     sigjmp_buf next_round;
 } bench;
 
@@ -136,6 +143,15 @@ static uint64_t hash_of(const uint8_t *bytes, uint64_t n) {
     return hash;
 }
 
+static void forget_times(const struct shmq_segment *s) {
+    struct shmq_pending_entry *entries =
+        (struct shmq_pending_entry *)(void *)(bench.scratch + s->geometry.pending_at - SHMQ_CONTROL_AT);
+    shmq_a64 *next_due = &((struct shmq_control *)(void *)bench.scratch)->pending.next_due;
+    for (uint32_t i = 0; i < TABLE; i++)
+        store_relaxed(&entries[i].due_ns, time_class(load_relaxed(&entries[i].due_ns)));
+    store_relaxed(next_due, time_class(load_relaxed(next_due)));
+}
+
 /* Without what differs from life to life and decides nothing. */
 static uint64_t hash_memory(void) {
     const struct shmq_segment *s = &bench.peer[SURVIVOR]->segment;
@@ -152,6 +168,7 @@ static uint64_t hash_memory(void) {
         p->verdict.by_pid = 0;
     }
     store32_relaxed(&((struct shmq_control *)(void *)bench.scratch)->roles.lost_pid, 0);
+    if (bench.leases) forget_times(s);
     return hash_of(bench.scratch, bench.bytes);
 }
 
@@ -159,6 +176,7 @@ static void restore(const uint8_t *bytes) {
     const shmq_queue *private = bench.private[bench.level > 1];
     memcpy(bench.memory, bytes, bench.bytes);
     for (int i = 0; i < SURVIVORS; i++) memcpy(bench.peer[i], &private[i], sizeof private[i]);
+    if (looked.m.block != NULL) *looked.m.block = looked.block;
 }
 static void keep_private(int from) {
     for (int level = from; level < 2; level++)
@@ -213,6 +231,9 @@ static void committed_in_slots(const struct shmq_slots *ring, struct numbers *nu
         uint64_t word = load_acquire(&slot->word), header = load_relaxed(&slot->record);
         uint32_t state = shmq_slot_state(word);
         if (state != SHMQ_SLOT_READY && state != SHMQ_SLOT_READING) continue;
+        if (bench.leases && state == SHMQ_SLOT_READING &&
+            is_in_table(bench.peer[SURVIVOR], shmq_slot_lap(word), i))
+            continue; /* it is there once */
         struct shmq_record record = {.flags = (uint16_t)(header >> 48)};
         record.payload = (record.flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
                                                                  : (uint8_t *)(void *)(slot + 1);
@@ -223,10 +244,40 @@ static void committed_in_slots(const struct shmq_slots *ring, struct numbers *nu
         for (; at > 0 && (int64_t)(positions[at - 1] - position) > 0; at--) {
             positions[at] = positions[at - 1];
             numbers->of[at] = numbers->of[at - 1];
+            numbers->times[at] = numbers->times[at - 1];
         }
         positions[at] = position;
         numbers->of[at] = number_in(&record);
+        numbers->times[at] = load32_relaxed(&slot->deliveries) + 1 + (state == SHMQ_SLOT_READING);
     }
+}
+
+/* Entries of the pending table that have a message. */
+static void committed_in_table(struct numbers *numbers) {
+    const struct shmq_pending *table = &bench.peer[SURVIVOR]->pending;
+    for (uint32_t i = 0; i < TABLE; i++) {
+        if (shmq_slot_state(load_acquire(&table->entries[i].word)) < SHMQ_PENDING_UNACKED) continue;
+        struct shmq_slot *copy = shmq_pending_copy(table, i);
+        struct shmq_record record = {.flags = (uint16_t)(load_relaxed(&copy->record) >> 48)};
+        record.payload = (record.flags & SHMQ_RECORD_BLOCK) != 0
+                             ? (uint8_t *)(void *)&table->entries[i].handle
+                             : (uint8_t *)(void *)(copy + 1);
+        numbers->of[numbers->n] = number_in(&record);
+        numbers->times[numbers->n++] = load32_relaxed(&copy->deliveries) + 1;
+    }
+}
+
+/* With leases what comes again may come early or late. */
+static void sort(struct numbers *numbers) {
+    for (uint64_t i = 1; i < numbers->n; i++)
+        for (uint64_t at = i; at > 0 && numbers->of[at - 1] > numbers->of[at]; at--) {
+            uint64_t number = numbers->of[at];
+            uint32_t times = numbers->times[at];
+            numbers->of[at] = numbers->of[at - 1];
+            numbers->times[at] = numbers->times[at - 1];
+            numbers->of[at - 1] = number;
+            numbers->times[at - 1] = times;
+        }
 }
 
 static struct numbers committed(void) {
@@ -237,6 +288,10 @@ static struct numbers committed(void) {
     else
         for (; numbers.n < MOST && shmq_spsc_look(&ring->spsc, (uint32_t)numbers.n, &record) == SHMQ_OK;)
             numbers.of[numbers.n++] = number_in(&record);
+    if (bench.leases) {
+        committed_in_table(&numbers);
+        sort(&numbers);
+    }
     return numbers;
 }
 
@@ -253,13 +308,21 @@ static void expect_the_same(const struct numbers *found, const struct numbers *e
 
 static bool take(shmq_queue *q, uint64_t *number, int *status) {
     shmq_message m;
-    *status = shmq_get(q, &m, SHMQ_NO_WAIT);
+    shmq_delivery d;
+    *status = bench.leases ? shmq_lease(q, &m, &d, bench.patience_ns) : shmq_get(q, &m, SHMQ_NO_WAIT);
     if (*status != SHMQ_OK) return false;
     uint64_t hash = 0;
     EXPECT(m.bytes >= MESSAGE_MIN, "a message of %" PRIu64 " bytes", m.bytes);
     memcpy(number, m.data, 8);
     memcpy(&hash, (uint8_t *)m.data + 8, 8);
     EXPECT(hash == message_hash(m.data, m.bytes), "message %" PRIu64 " is torn", *number);
+    if (bench.leases) {
+        bench.times = d.deliveries;
+        int acked = shmq_ack(q, &d);
+        EXPECT(acked == SHMQ_OK, "an ack says \"%s\"", shmq_status_text(acked));
+        acked = shmq_ack(q, &d);
+        EXPECT(acked == SHMQ_STALE, "a second ack says \"%s\"", shmq_status_text(acked));
+    }
     shmq_message_release(&m);
     return true;
 }
@@ -281,9 +344,46 @@ static struct numbers drain(void) {
     struct numbers numbers = {0};
     uint64_t number;
     int status;
-    while ((status = get_some(&number)) == SHMQ_OK && numbers.n < MOST) numbers.of[numbers.n++] = number;
+    while ((status = get_some(&number)) == SHMQ_OK && numbers.n < MOST) {
+        numbers.times[numbers.n] = bench.times;
+        numbers.of[numbers.n++] = number;
+    }
     EXPECT(status == SHMQ_EMPTY, "a get says \"%s\"", shmq_status_text(status));
+    if (bench.leases) sort(&numbers);
     return numbers;
+}
+
+/* With what comes only after a while. */
+static struct numbers drain_patiently(void) {
+    struct numbers all = {0};
+    shmq_stats s;
+    for (;;) {
+        bench.patience_ns = SHMQ_NO_WAIT;
+        EXPECT(shmq_get_stats(bench.peer[SURVIVOR], &s) == SHMQ_OK, "no statistics");
+        if (s.waiting_again > 0) bench.patience_ns = shmq_deadline(1000 * MS);
+        uint64_t number;
+        int status = get_some(&number);
+        if (status != SHMQ_OK) break;
+        all.times[all.n] = bench.times;
+        all.of[all.n++] = number;
+    }
+    bench.patience_ns = SHMQ_NO_WAIT;
+    sort(&all);
+    return all;
+}
+
+/* What a survivor had before somebody else got it. */
+static void expect_it_is_stale(void) {
+    if (looked.by == NULL) return;
+    int status = shmq_ack(looked.by, &looked.d);
+    EXPECT(status == SHMQ_STALE, "an ack of what came again says \"%s\"", shmq_status_text(status));
+}
+static void stop_looking(void) {
+    if (looked.m.block == NULL || looked.m.block->word == 0) return;
+    uint64_t hash;
+    memcpy(&hash, (uint8_t *)looked.m.data + 8, 8);
+    EXPECT(hash == message_hash(looked.m.data, looked.m.bytes), "a view was overwritten");
+    shmq_block_give_back(looked.m.block);
 }
 
 /* What is kept for late subscribers is pushed out; nobody subscribes but the helper. */
@@ -312,6 +412,10 @@ static void expect_all_free(void) {
     EXPECT(s.ring_used_bytes == 0, "%" PRIu64 " bytes of the ring are in use", s.ring_used_bytes);
     EXPECT(s.messages_put == s.messages_got, "%" PRIu64 " messages put, %" PRIu64 " got", s.messages_put,
            s.messages_got);
+    for (uint32_t i = 0; bench.leases && i < TABLE; i++) {
+        uint32_t state = shmq_slot_state(load_acquire(&entry_of(q, i)->word));
+        EXPECT(state == SHMQ_PENDING_VACANT, "entry %u of the table is in state %u", i, state);
+    }
     int status = shmq_validate(q);
     EXPECT(status == SHMQ_OK, "validate says \"%s\"", shmq_status_text(status));
 }
@@ -380,8 +484,14 @@ static void expect_repair(const struct numbers *due) {
     EXPECT(status == SHMQ_OK && repaired == 0, "a second reap repaired %u", repaired);
     status = shmq_validate(bench.peer[SURVIVOR]);
     EXPECT(status == SHMQ_OK, "after the repair validate says \"%s\"", shmq_status_text(status));
-    struct numbers found = drain();
+    if (bench.path[bench.level] % 2 == 0) stop_looking();
+    struct numbers found = bench.operation->delays ? drain_patiently() : drain();
     expect_the_same(&found, due, "after the repair");
+    for (uint64_t i = 0; bench.leases && i < due->n; i++)
+        EXPECT(found.times[i] == due->times[i], "message %" PRIu64 " came for time %u, not %u", found.of[i],
+               found.times[i], due->times[i]);
+    expect_it_is_stale();
+    stop_looking();
     expect_all_free();
     expect_it_works();
 }
@@ -607,7 +717,8 @@ static void note_got(uint64_t number) {
 
 static bool may_miss(int status) {
     company.no_get = status == SHMQ_ROLE_TAKEN && bench.slots == 0;
-    return status == SHMQ_EMPTY || company.no_get;
+    return status == SHMQ_EMPTY || company.no_get ||
+           (bench.leases && (status == SHMQ_ARENA_FULL || status == SHMQ_UNACKED_FULL));
 }
 
 static bool company_gets(void) {
@@ -622,8 +733,11 @@ static bool company_gets(void) {
 /* Takes one more message and keeps its block. */
 static void company_holds(shmq_message *m) {
     if (company.no_get) return;
-    int status = shmq_get(bench.topic ? reader : bench.peer[SURVIVOR], m, SHMQ_NO_WAIT);
+    shmq_delivery d;
+    int status = bench.leases ? shmq_lease(bench.peer[SURVIVOR], m, &d, SHMQ_NO_WAIT)
+                              : shmq_get(bench.topic ? reader : bench.peer[SURVIVOR], m, SHMQ_NO_WAIT);
     if (status == SHMQ_ROLE_TAKEN) status = shmq_get(bench.peer[HELPER], m, SHMQ_NO_WAIT);
+    if (bench.leases && status == SHMQ_OK) OK(shmq_ack(bench.peer[SURVIVOR], &d));
     EXPECT(status == SHMQ_OK || may_miss(status), "a get beside it says \"%s\"", shmq_status_text(status));
     if (status == SHMQ_OK) note_got(*(const uint64_t *)m->data);
 }
@@ -737,7 +851,8 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
     EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "going on, the victim fails (status %#x)", status);
     status = (int)load32_acquire(&notes->status);
     EXPECT(status == op->status || status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL ||
-               status == SHMQ_EMPTY || (status == SHMQ_ROLE_TAKEN && bench.slots == 0),
+               status == SHMQ_EMPTY || (status == SHMQ_ROLE_TAKEN && bench.slots == 0) ||
+               (bench.leases && status == SHMQ_STALE),
            "the victim's call says \"%s\"", shmq_status_text(status));
     uint64_t last = before.n > 0 ? before.of[before.n - 1] : op->read, got = load_acquire(&notes->got);
     for (uint64_t i = load_acquire(&notes->put); i > 0; i--) note_number(company.ledger.put, last + i);
@@ -747,7 +862,9 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
     EXPECT(shmq_reap(bench.peer[SURVIVOR], &repaired) == SHMQ_OK,
            "no reap"); /* an earlier peer may lie there */
     others_look_at_what_they_hold();
-    rest = drain();
+    stop_looking();
+    rest = bench.leases ? drain_patiently() : drain();
+    expect_it_is_stale();
     for (uint64_t i = 0; i < rest.n; i++) note_got(rest.of[i]);
     for (uint64_t i = 1; i < 4 * SECOND_NUMBER; i++)
         EXPECT(company.ledger.put[i] == company.ledger.got[i],
@@ -799,8 +916,10 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
                           .first_cursor = first_cursor,
                           .inline_bytes = INLINE_BYTES,
                           .peers = PEERS,
-                          .kind = kind,
-                          .history = bench.topic && !op->bare ? HISTORY : 0};
+                          .kind = bench.leases ? SHMQ_KIND_MPMC : kind,
+                          .history = bench.topic && !op->bare ? HISTORY : 0,
+                          .max_unacked = bench.leases ? TABLE : 0,
+                          .visibility_ns = bench.leases ? VISIBILITY_NS : 0};
     object = lab_object();
     bench.peer[SURVIVOR] = lab_create(object, &params);
     bench.peer[HELPER] = lab_attach(object);
@@ -813,10 +932,12 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
     reader = bench.topic ? bench.peer[HELPER] : bench.peer[SURVIVOR];
     if (bench.topic && !op->late) OK(shmq_subscribe(reader, 0));
     uint64_t number;
+    int status;
     for (uint64_t i = 0; i < skipped; i++) { /* to the position where the operation is to begin */
         OK(lab_put(bench.peer[SURVIVOR], 1, SHORT, SHMQ_NO_WAIT));
-        if (!op->late) OK(lab_get(reader, &number, SHMQ_NO_WAIT));
+        if (!op->late) CHECK(take(reader, &number, &status));
     }
+    memset(&looked, 0, sizeof looked);
     for (int i = 0; i < SURVIVORS; i++) /* or a get would allocate it, and a restored handle forget it */
         if (bench.peer[i]->inline_copy == NULL) CHECK((bench.peer[i]->inline_copy = malloc(4096)) != NULL);
     if (skipped > 0 && !bench.topic) {
@@ -825,6 +946,7 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
         bench.peer[SURVIVOR]->put.held = bench.peer[SURVIVOR]->get.held = false;
     }
     if (op->scene != NULL) op->scene(bench.peer[SURVIVOR]);
+    if (looked.m.block != NULL) looked.block = *looked.m.block;
     if (op->late) OK(shmq_subscribe(reader, 0));
     if (op->earlier != NULL) {
         pid_t pid = fork_child();
@@ -846,6 +968,7 @@ static uint8_t *copy_memory(void) {
 
 static void close_bench(uint8_t *bytes) {
     restore(bytes);
+    shmq_message_release(&looked.m);
     for (int i = SURVIVORS - 1; i >= 0; i--) shmq_free(bench.peer[i]);
     close(object);
     free(bytes);
@@ -864,8 +987,10 @@ static uint64_t distance(const struct operation *op, uint32_t kind) {
     return cursor;
 }
 
-static const char *const kinds[] = {
-    [SHMQ_KIND_SPSC] = "spsc", [SHMQ_KIND_MPMC] = "mpmc", [SHMQ_KIND_TOPIC] = "topic"};
+static const char *const kinds[] = {[SHMQ_KIND_SPSC] = "spsc",
+                                    [SHMQ_KIND_MPMC] = "mpmc",
+                                    [SHMQ_KIND_TOPIC] = "topic",
+                                    [KIND_LEASE] = "lease"};
 
 static double seconds(void) { return (double)shmq_now_ns() * 1e-9; }
 
@@ -875,6 +1000,7 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
     bench.operation = op;
     bench.kind = kinds[kind];
     bench.topic = kind == SHMQ_KIND_TOPIC;
+    bench.leases = kind == KIND_LEASE;
     bench.start = "zero";
     uint64_t cursor = 0, skipped = 0;
     if (wrap) { /* 8 bytes, or one slot, below the wrap */
@@ -899,7 +1025,7 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
 }
 
 static uint32_t kind_named(const char *name) {
-    uint32_t kind = SHMQ_KIND_TOPIC;
+    uint32_t kind = KIND_LEASE;
     while (kind >= SHMQ_KIND_SPSC && strcmp(kinds[kind], name) != 0) kind--;
     return kind; /* 0: none */
 }
@@ -924,8 +1050,10 @@ int main(int argc, char **argv) {
         else return 2;
     }
     if (kind == 0 || depth < 1 || depth > DEEPEST) return 2;
-    const struct operation *of_kind = kind == SHMQ_KIND_TOPIC ? topic_operations : operations;
-    size_t n = kind == SHMQ_KIND_TOPIC ? TOPIC_OPERATIONS : OPERATIONS;
+    const struct operation *of_kind = operations;
+    size_t n = OPERATIONS;
+    if (kind == SHMQ_KIND_TOPIC) of_kind = topic_operations, n = TOPIC_OPERATIONS;
+    if (kind == KIND_LEASE) of_kind = lease_operations, n = LEASE_OPERATIONS;
     for (size_t i = 0; list && i < n; i++) puts(of_kind[i].name);
     if (list) return 0;
     signal(SIGALRM, hung);
