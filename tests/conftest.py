@@ -76,6 +76,14 @@ def no_anonymous_leftovers() -> Iterator[None]:
     assert not left, f"left in /dev/shm: {left}"
 
 
+@pytest.fixture(autouse=True)
+def no_doorbells_left() -> Iterator[None]:
+    """The event loops of the test have ended theirs, with the last handle that they had."""
+    yield
+    module = sys.modules.get("shmq.doorbell")
+    assert module is None or not module._doorbells, "a doorbell outlived its last handle"
+
+
 @pytest.fixture
 def name() -> Iterator[str]:
     """A segment name that no other test uses; it must be gone when the test ends."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from conftest import SMALL, fill, fill_arena
 
 import shmq
-from shmq import aio, doorbell
+from shmq import aio
 
 BELLS = Path(f"/dev/shm/shmq-doorbells-{os.geteuid()}")
 Main = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -27,12 +27,6 @@ Main = Callable[[Coroutine[Any, Any, Any]], Any]
 def bells() -> set[str]:
     """Names of the FIFOs that live."""
     return {p.name for p in BELLS.glob("*")} if BELLS.exists() else set()
-
-
-@pytest.fixture(autouse=True)
-def no_bells_left() -> Iterator[None]:
-    yield
-    assert not doorbell._doorbells, "a loop's doorbell outlived its last handle"
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
