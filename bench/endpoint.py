@@ -78,6 +78,9 @@ class Endpoint:
     get_polling: Callable[[], object] | None = None
     """Like `get_array`, but never sleeps."""
 
+    loop: Any = None
+    """A `bench.loops.Loop`: the same as coroutines. Such a transport is in the suite aio alone."""
+
     close: Callable[[], object] = _no_close
 
 
@@ -85,7 +88,7 @@ class Transport(Protocol):
     """What a file in `rivals/` (and `ours.py`) provides, as module-level names."""
 
     NAME: str
-    LAUNCH: Literal["spawn", "forkserver", "mpirun"]
+    LAUNCH: Literal["spawn", "forkserver", "fork", "mpirun"]
     """The fork server is quicker for many processes."""
     POLLS: bool
     """Its blocking get never sleeps: it burns a core while it waits."""

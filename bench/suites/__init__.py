@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import core, fanout, floors, handover, latency, local, mpmc, tensor, throughput, wait
+from . import aio, core, fanout, floors, handover, latency, local, mpmc, tensor, throughput, wait
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
@@ -21,4 +21,5 @@ ALL: dict[str, ModuleType] = {
     "fanout": fanout,
     "mpmc": mpmc,
     "wait": wait,
+    "aio": aio,
 }
