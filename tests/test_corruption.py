@@ -31,9 +31,9 @@ PER_SEGMENT = 16
 WATCHDOG_S = 60
 INLINE_BYTES = 1024
 ARENAS = [0, 64 << 10, 256 << 10]
-CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 160, 1024, 128
+CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 192, 1024, 128
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<9Q8I")
+GEOMETRY = struct.Struct("<12Q10I")
 FAVOURITES = [0, 1, 7, 8, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1, (1 << 64) - 8, 16384, 16385]
 
 
@@ -45,9 +45,11 @@ class Garbage:
         with open(f"/dev/shm/shmq.{name}", "r+b") as file:
             self.memory = mmap.mmap(file.fileno(), 0)
         geometry = GEOMETRY.unpack_from(self.memory, GEOMETRY_AT)
-        _, self.peers_at, self.ring_at, self.words_at, self.blocks_at, _, _, self.ring_bytes = geometry[:8]
-        self.slots, self.slot_bytes = geometry[10:12]  # of an mpmc ring; 0 of a byte ring
-        small, large = geometry[13:15]
+        _, self.peers_at, self.ring_at, self.pending_at, _, self.words_at, self.blocks_at = geometry[:7]
+        self.ring_bytes = geometry[9]
+        self.slots, self.slot_bytes = geometry[13:15]  # of an mpmc ring; 0 of a byte ring
+        small, large = geometry[16:18]
+        self.pending = geometry[20]
         self.pages = small + large
 
     def places(self) -> dict[str, tuple[int, int]]:
@@ -56,10 +58,11 @@ class Garbage:
         head = head % self.slots * self.slot_bytes if self.slots else head % self.ring_bytes & ~7
         everywhere = {
             "header": (0, HEADER_BYTES),
-            "control": (CONTROL_AT, 5 * 128),
+            "control": (CONTROL_AT, 6 * 128),
             "peers": (self.peers_at + self.rng.randrange(3) * PEER_BYTES, 64),
             "next record": (self.ring_at + head, 24 if self.slots else 8),
             "records": (self.ring_at, self.ring_bytes),
+            "pending table": (self.pending_at, self.pending * (32 + self.slot_bytes)),
             "page words": (self.words_at, 8 * self.pages),
             "block headers": (self.blocks_at, BLOCK_BYTES * min(self.pages, 6)),
         }
@@ -165,10 +168,19 @@ class Worker:
         for _ in range(3):
             self.receive(self.attempt(consumer.get, timeout=self.timeout(), copy=self.rng.random() < 0.3))
         self.receive(self.attempt(consumer.get_many, 4, timeout=0))
+        if consumer._max_unacked:
+            self.lease(producer)
+            self.lease(consumer)
         if self.rng.random() < 0.25:
             lib.shmq_reap(consumer._c, ffi.new("uint32_t *"))
         if self.rng.random() < 0.1:
             self.newcomer(consumer.name)
+
+    def lease(self, q: shmq.Queue) -> None:
+        message = self.attempt(q.lease, timeout=0)
+        if message is not None:
+            self.receive(message.value)
+            self.attempt(self.rng.choice([message.ack, message.nack, message.deliveries.__int__]))
 
     def write_in_place(self, q: shmq.Queue) -> None:
         loan = q.loan((5, 1000), "float32", timeout=0)
@@ -190,13 +202,15 @@ class Worker:
     def one_segment(self, number: int, mutations: int) -> None:
         arena = self.rng.choice(ARENAS)
         name = f"{self.prefix}-{number}"
-        how = {
+        how: dict[str, Any] = {
             "ring_bytes": 4096,
             "inline_bytes": INLINE_BYTES,
             "arena_bytes": arena,
             "max_peers": 6,
-            "kind": ("spsc", "mpmc")[number // PER_SEGMENT % 2],
+            "kind": ("spsc", "mpmc", "mpmc")[number // PER_SEGMENT % 3],
         }
+        if number // PER_SEGMENT % 3 == 2:
+            how |= {"delivery": "at_least_once", "max_unacked": 4, "visibility": 0.001, "max_deliveries": 0}
         with shmq.Queue.create(name, **how) as producer, shmq.Queue.attach(name) as consumer:
             self.largest = producer.stats().largest_message_bytes
             try:
