@@ -680,6 +680,14 @@ BUGS = [
         "what_is_overdue_is_taken_away",
     ),
     bug(
+        "deliveries_stand_still",
+        "pending.c",
+        r"^    store32_relaxed\(&shmq_pending_copy\(p, d->entry\)->deliveries, d->deliveries\);",
+        "",
+        "test_pending",
+        "deliveries_are_counted_when_they_are_made",
+    ),
+    bug(
         "the_hint_is_not_put_back", "pending.c", r"^        lower\(p, least\);", "", "test_pending", "a_delay"
     ),
     bug(

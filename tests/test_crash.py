@@ -230,6 +230,77 @@ CONTROLS = [
         ("put in-line", "mpmc", "--parked"),
         r"stopped after \d+ instructions .*: alive: 0",
     ),
+    # leases
+    control(
+        "slot_given_back_before_its_entry_is_filled",
+        ("lease.c", r"^( +shmq_pending_fill\(.*\n)( +shmq_taken\(q, 1, bytes\);.*\n)", r"\2\1"),
+        ("lease in-line", "lease"),
+        r"at death the queue begins with 2|message 1 is lost",
+    ),
+    control(
+        "spent_slot_is_a_message_again",
+        (
+            "recover.c",
+            r"^        if \(shmq_pending_has\(pending, record\.position\)\) .*\n        else ",
+            "        ",
+        ),
+        ("lease in-line", "lease"),
+        r"message 1 where 2 was due|message 1 is there, which was not committed",
+    ),
+    control(
+        "copy_named_before_it_is_kept",
+        (
+            "keep.c",
+            r"^(    if \(\(status = shmq_arena_keep\(.*\n)(    shmq_pending_rename\(.*\n)",
+            r"\2\1",
+        ),
+        ("lease again copy", "lease"),
+        r'a get says "segment corrupt"',
+    ),
+    control(
+        "spent_blocks_freed_in_nobodys_name",
+        (
+            "keep.c",
+            r"free_if_spent\(arena, pending, page, word, dead\);",
+            "free_if_spent(arena, pending, page, word, arena->owner);",
+        ),
+        ("attach, repair lessee", "lease"),
+        r"pages are still loaned",
+    ),
+    control(
+        "nobody_sees_that_a_block_is_spent",
+        ("keep.c", r"^        if \(state == SHMQ_PAGE_RETURNED\)\n.*$", ""),
+        ("ack, dropped", "lease"),
+        r"pages are still returned",
+    ),
+    control(
+        "what_moves_when_its_owner_dies_stays",
+        ("pending.c", r"\(state == SHMQ_PENDING_MOVING && is_dead\) \|\|", "(is_dead && false) ||"),
+        ("nack in-line", "lease"),
+        r"message 1 is lost|message 2 where 1 was due",
+    ),
+    control(
+        "entries_before_slots",
+        (
+            "recover.c",
+            r"^(static void recover_mpmc\([^{]*\{\n    struct shmq_record record;\n)",
+            r"\1    shmq_pending_recover(pending, dead);\n",
+        ),
+        ("reap lessee", "lease", "--parked", "--every", "0"),
+        r"was put 1 times and got 2 times",
+    ),
+    control(
+        "views_dropped_without_a_second_look",
+        (
+            "keep.c",
+            r"^    if \(shmq_arena_return\((.*)\)\) /\* K1 \*/\n( +)free_if_spent\((.*)\);",
+            r"    bool spent = !shmq_pending_names(pending, shmq_word_argument(word) - 1,\n"
+            r"        shmq_handle(page, shmq_word_generation(word)));\n"
+            r"    if (shmq_arena_return(\1) && spent) free_if_spent(\3);",
+        ),
+        ("drop, overdue", "lease", "--parked"),
+        r"pages are still returned",
+    ),
     # topics
     control(
         "message_before_its_content",

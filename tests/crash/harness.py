@@ -1,7 +1,8 @@
 """Runs ``step.c`` and reads its figures.
 
 A job is one operation, on one kind of ring, from one cursor, in one mode; each is a process of its own, so
-that a hang or a crash is one job's.  A topic's operations are its own.  Two jobs run at a time, each on a
+that a hang or a crash is one job's.  A topic's operations are its own, and so are those with leases, of an
+mpmc queue whose messages are acknowledged.  Two jobs run at a time, each on a
 processor of its own: victim and tracer take turns.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 PROGRAM = "crash/step"
 QUEUES = ("spsc", "mpmc")
-KINDS = (*QUEUES, "topic")
+KINDS = (*QUEUES, "topic", "lease")
 NO_PTRACE = 77
 TIMEOUT_S = 1800
 """Each round has a watchdog of its own; this one is for a watchdog that is broken."""
@@ -137,9 +138,18 @@ def run_all(program: Path, jobs: Iterable[Job]) -> Iterator[Done]:
 
 # ---- what to run ----
 
-WAITS = ("put, ring full", "put, arena full", "publish, ring full", "publish, arena full", "get, empty")
-ATTACHES = ("attach", "attach, repair", "attach, repair reader", "attach, repair publisher")
-REAPS = ("reap", "reap reader", "reap last reader", "reap publisher")
+WAITS = (
+    *("put, ring full", "put, arena full", "publish, ring full", "publish, arena full", "get, empty"),
+    *("lease, empty", "join, late"),
+)
+ATTACHES = (
+    *("attach", "attach, repair", "attach, repair reader", "attach, repair publisher"),
+    "attach, repair lessee",
+)
+REAPS = (
+    *("reap", "reap reader", "reap last reader", "reap publisher"),
+    *("reap lessee", "reap lessee again"),
+)
 LONG = (*WAITS, *ATTACHES, *REAPS)
 """Thousands of instructions, most of them in the C library or in a loop that only reads."""
 
@@ -160,13 +170,19 @@ def thorough(names: Operations, every: bool) -> list[Job]:
     return jobs
 
 
-DEEP = {"spsc": "get block", "mpmc": "get block", "topic": "release, last reader"}
+DEEP = {
+    "spsc": "get block",
+    "mpmc": "get block",
+    "topic": "release, last reader",
+    "lease": "lease again copy",
+}
 DEAR = ("put, arena full", "publish, arena full")
 """Waits like those at a full ring, twice as long."""
 PARKED = {
     "spsc": ("put block", "get block"),  # its reap waits for the stopped each time
     "mpmc": ("put block", "get block", "reap"),
     "topic": ("publish over a block", "get block", "reap publisher"),
+    "lease": ("lease block", "lease overdue copy", "drop, acked", "reap lessee"),
 }
 
 
@@ -175,7 +191,7 @@ def quick(names: Operations) -> list[Job]:
     jobs = []
     for kind in KINDS:
         for name in names[kind]:
-            if name in DEAR or (name in (*WAITS, *ATTACHES) and kind != "mpmc"):
+            if name in DEAR or (name in (*WAITS, *ATTACHES) and kind not in ("mpmc", "lease")):
                 continue  # nearly the same instructions as over that kind
             every = "0" if name in LONG else "16"
             jobs.append(Job(name, kind, ("--wrap", "--every", every)))
@@ -217,14 +233,16 @@ UNFINISHED = Figures([0] * 3, [0] * 3, [0] * 3, 0, 0, 1, 0.0)
 def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     """What was done, counts, failures.  ``how``: as coverage() says it."""
     names = {done.job.operation for done in finished if done.job.kind in QUEUES}
-    of_topics = {done.job.operation for done in finished if done.job.kind not in QUEUES}
+    of_topics = {done.job.operation for done in finished if done.job.kind == "topic"}
+    of_leases = {done.job.operation for done in finished if done.job.kind == "lease"}
     f = sum((done.figures or UNFINISHED for done in finished), NOTHING)
     counts = (
         f"{f.kills[0]:,} killed, at {f.instructions[0]:,} instructions, which left {f.images[0]:,} different"
         f" memories; {f.kills[1]:,} repairers of these killed; {f.stops:,} stopped, others went on, then it"
     )
     return (
-        f"operations of a queue, of both kinds: {len(names)}, of a topic: {len(of_topics)}. {how}",
+        f"operations of a queue, of both kinds: {len(names)}, of a topic: {len(of_topics)}, with leases:"
+        f" {len(of_leases)}. {how}",
         counts,
         sum(done.failed for done in finished),
     )

@@ -187,8 +187,9 @@ static void have_some_of_all(shmq_queue *q) {
     uint64_t handle;
     put_small_blocks(q, 1, 2);
     put_short(q, 3);
-    put_small_blocks(q, 4, 5);
-    put_short(q, 6);
+    put_small_blocks(q, 4, 4);
+    put_short(q, 5);
+    put_small_blocks(q, 6, 6);
     lease_into(q, &m, &d);
     OK(shmq_ack(q, &d));
     lease_into(q, &m, &d);
@@ -237,6 +238,8 @@ static const struct operation lease_operations[] = {
      .status = SHMQ_STALE, .at_head = true},
     {"drop", block_first, .before = has_first, .act = release, .at_head = true},
     {"drop, acked", block_first, .before = has_acked_first, .act = release, .at_head = true},
+    {"drop, overdue", block_first, .before = has_first, .meanwhile = is_overdue, .act = release,
+     .at_head = true},
     {"drop, stale", block_first, .before = has_first, .meanwhile = took_it, .act = release, .at_head = true},
     {"nack in-line", short_first, .before = has_first, .act = nack_one, .at_head = true},
     {"nack block", block_first, .before = has_first, .act = nack_one, .at_head = true},
