@@ -347,6 +347,21 @@ def test_tasks_are_served_in_their_order(aq: aio.Queue, main: Main) -> None:
     aq.close()
 
 
+def test_a_task_whose_message_went_to_another_keeps_its_place(aq: aio.Queue, main: Main) -> None:
+    async def talk() -> None:
+        async with parked(aq, aq.get(), aq.get()) as (first, second):
+            for _ in range(3):
+                aq.put_nowait(b"stolen")
+                aq._waits.getters.look()  # as the ring would
+                assert aq.get_nowait() == b"stolen"
+                await until(lambda: waiting(aq) == 2)
+            await aq.put_many([1, 2])
+            assert (await first, await second) == (1, 2)
+
+    main(talk())
+    aq.close()
+
+
 def test_a_task_that_was_woken_and_is_cancelled_passes_it_on(aq: aio.Queue, main: Main) -> None:
     async def talk() -> None:
         async with parked(aq, aq.get(), aq.get()) as (first, second):
@@ -577,11 +592,13 @@ def test_a_loop_has_one_bell_from_the_first_wait_to_the_last_close(main: Main) -
             with pytest.raises(shmq.Empty):
                 await q.get(timeout=0.001)
         (mine,) = bells() - before
+        bell = queues[0]._waits.bound  # a reference does not keep the FIFO
         assert stat.S_ISFIFO((BELLS / mine).stat().st_mode)
         for q in queues:
             assert mine in bells()
             q.close()
         assert mine not in bells()
+        del bell
 
     main(talk())
 
