@@ -10,13 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .calls import ClientStats
 from .delivery import Message
 from .errors import (
     AbiMismatch,
     ArenaFull,
+    Cancelled,
     Closed,
     Corrupt,
     DeadLetterFull,
+    DeadlineExceeded,
     DecodeError,
     Empty,
     Evicted,
@@ -31,8 +34,10 @@ from .errors import (
     PeerDead,
     PeersFull,
     PickleRefused,
+    RemoteError,
     RoleTaken,
     SegmentNotFound,
+    ServerDied,
     ShmqError,
     ShutDown,
     StaleHandle,
@@ -42,9 +47,11 @@ from .errors import (
     WrongKind,
     WrongOwner,
 )
+from .jobs import ServerStats
 from .loan import Loan
 from .queue import Queue
 from .recorder import DeadPeer, Event
+from .rpc import Client, Request, Server, Stream
 from .segment import SegmentInfo, list_segments, unlink
 from .stats import PeekedMessage, Peer, QueueStats, Snapshot, inspect, peek
 from .topic import Subscription, Topic
@@ -74,10 +81,14 @@ def get_include() -> str:
 __all__ = [
     "AbiMismatch",
     "ArenaFull",
+    "Cancelled",
+    "Client",
+    "ClientStats",
     "Closed",
     "Corrupt",
     "DeadLetterFull",
     "DeadPeer",
+    "DeadlineExceeded",
     "DecodeError",
     "Empty",
     "Event",
@@ -99,14 +110,20 @@ __all__ = [
     "PickleRefused",
     "Queue",
     "QueueStats",
+    "RemoteError",
+    "Request",
     "RoleTaken",
     "SegmentInfo",
     "SegmentNotFound",
+    "Server",
+    "ServerDied",
+    "ServerStats",
     "ShmqError",
     "ShutDown",
     "Snapshot",
     "StaleHandle",
     "StaleLease",
+    "Stream",
     "Subscription",
     "Topic",
     "UnackedFull",

@@ -37,6 +37,8 @@ int py_bind(shmq_queue *q, uintptr_t list, uintptr_t ndarray, int builds_arrays,
 void py_remember_header(const char *header, uintptr_t shape, uintptr_t dtype, uintptr_t order);
 unsigned py_held(shmq_queue *q);
 int shmq_usable(const shmq_queue *q);
+int shmq_put_begin(shmq_queue *q);
+int shmq_get_begin(shmq_queue *q);
 int py_settle_roles(shmq_queue *q);
 int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes);
 int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array);

@@ -76,6 +76,29 @@ class Evicted(ShmqError):
     """A publisher ended this subscription because it was too far behind (a topic with policy "evict")."""
 
 
+class DeadlineExceeded(ShmqError, TimeoutError):
+    """A call has no answer within its timeout.  Its server learns the same from the request's deadline."""
+
+
+class ServerDied(ShmqError, ConnectionError):
+    """The server that had the request died, or no server is there any more.
+
+    The request may have been executed, in part or whole; call again if that does no harm (``retries=``)."""
+
+
+class Cancelled(ShmqError):
+    """Raised in a server: nobody waits for this answer any more."""
+
+
+class RemoteError(ShmqError):
+    """A server's handler raised an exception.  Its traceback, as text, is a note of this one.
+
+    Of the builtin types, and shmq's own, it is an instance, too: ``except KeyError`` catches a remote one.
+    ``kind`` is the exact type's name.  Nothing that the server sent was executed."""
+
+    kind: str = ""
+
+
 class ForkedHandle(ShmqError):
     """This handle was inherited through fork with loans or views alive; they are the parent's."""
 

@@ -85,12 +85,7 @@ class Handle:
         """Attaches or creates.  ``check`` looks at what was attached, and raises."""
         if name is None:
             self._create(f"anonymous-{os.getpid()}-{secrets.token_hex(6)}", params, options)
-            self._owns_name = True
-            # Runs at exit, also of a child of multiprocessing, which ends without atexit; and after its own
-            # children were joined, which may still have to attach.
-            finalizer = util.Finalize(None, _forget, args=(self.name,), exitpriority=-100)
-            _anonymous[self.name] = self._identity, os.getpid(), finalizer
-            return
+            return self._own_name()
         for _ in range(100):
             try:
                 self._attach(name, options, timeout=5.0)
@@ -108,6 +103,14 @@ class Handle:
         raise errors.NotReady(
             f"queue {name!r}: others create and remove it all the time; agree on one creator"
         )
+
+    def _own_name(self) -> None:
+        """The name goes when this handle is closed, or at its process's end."""
+        self._owns_name = True
+        # Runs at exit, also of a child of multiprocessing, which ends without atexit; and after its own
+        # children were joined, which may still have to attach.
+        finalizer = util.Finalize(None, _forget, args=(self.name,), exitpriority=-100)
+        _anonymous[self.name] = self._identity, os.getpid(), finalizer
 
     def _create(self, name: str, params: Any, options: Options) -> None:
         handle, identity = segment.create(name, params)

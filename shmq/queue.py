@@ -175,12 +175,16 @@ class Queue(Producer, Consumer):
         ``ArenaFull`` where one is to come again as a copy, for which there is no room; ``DeadLetterFull``.
         A message that cannot be decoded is given back; after ``max_deliveries`` it is in the dead-letter
         queue."""
-        deadline = deadline_ns(timeout) if block else 0
+        return self._message(*self._lease(deadline_ns(timeout) if block else 0), copy)
+
+    def _lease(self, deadline: int) -> tuple[Any, Any]:
+        """A message before it is decoded, and its ``shmq_delivery``."""
+        taker = self._taker()
         lacking = lib.SHMQ_EMPTY
         while True:
-            item = self._try_lease(copy)
-            if type(item) is Message:
-                return item
+            item, found = taker.lease()
+            if found is not None:
+                return item, found
             if item not in NOTHING_NOW:
                 self._recover_or_raise(item, 0)
                 continue
@@ -193,8 +197,9 @@ class Queue(Producer, Consumer):
     def _try_lease(self, copy: bool) -> Any:
         """A Message, or a status."""
         item, found = self._taker().lease()
-        if found is None:
-            return item
+        return item if found is None else self._message(item, found, copy)
+
+    def _message(self, item: Any, found: Any, copy: bool) -> Message:
         try:
             return Message(self, found, item, copy)
         except BaseException:
