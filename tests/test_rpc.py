@@ -15,7 +15,8 @@ from conftest import RUN, SHM, SMALL, fill, poll
 import shmq
 from shmq import faults
 from shmq.calls import BUFFERED, Call
-from shmq.protocol import CHUNK, END, RESULT
+from shmq.protocol import CHUNK, DIED, END, RESULT
+from shmq.rpc import block
 
 PATIENT_S = 60.0
 SIZES: dict[str, Any] = {"ring_bytes": 1 << 16, "arena_bytes": 1 << 20, "max_peers": 32}
@@ -612,6 +613,21 @@ def test_stop_ends_one_server(name: str, client: shmq.Client) -> None:
         assert server.stats().cancelled == 1, "it was told that nobody waits for the second one"
 
 
+def test_one_look_is_for_all(name: str, client: shmq.Client) -> None:
+    """Whoever reads finds that no server is left, and tells everyone who waits."""
+    calls = client._calls
+    pending = [Call(0, False, 1 << 62) for _ in range(3)]
+    with shmq.Server(name) as server:
+        for call in pending:
+            block(calls.send(call, "x"))
+        calls._look_if_due(1)
+        assert not any(call.events for call in pending)
+        requests = [server.next(PATIENT_S) for _ in pending]
+        assert len(requests) == 3
+    calls._look_if_due(1 << 60)
+    assert [call.events[0][0] for call in pending] == [DIED] * 3
+
+
 def test_closing_a_client_wakes_its_threads(name: str, client: shmq.Client, server: shmq.Server) -> None:
     with shmq.Client(name, **REPLY_SIZES) as other:
         calls = [Background(lambda: other.call("x")) for _ in range(3)]
@@ -645,6 +661,7 @@ def test_a_forked_client_is_another(serve: Serve, client: shmq.Client) -> None:
         code = 1
         try:
             code = client.call(7, PATIENT_S)
+            code += f".{os.getpid()}-" not in client._calls._reply_queue().name
             client.close()
         finally:
             os._exit(code)
