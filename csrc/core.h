@@ -2,7 +2,9 @@
  *
  *     look.c      read-only snapshots
  *     lease.c     delivery at least once
- *     shmq.c      handles, argument checks, try + wake, try + wait
+ *     shmq.c      waits, and the blocking calls
+ *     message.c   puts, loans and gets that only try, and wake
+ *     handle.c    a handle's life, its roles
  *     recover.c   the order of repair
  *     ring.c      a ring of any kind
  *     share.c | keep.c                         the blocks of a topic; of what is to be acknowledged
@@ -549,7 +551,7 @@ static inline uint64_t shmq_ring_position(const struct shmq_ring *ring, const st
 int shmq_recover_all(struct shmq_segment *segment, const struct shmq_ring *ring, struct shmq_arena *arena,
                      const struct shmq_pending *pending, uint32_t myself, uint32_t *repaired);
 
-/* ---- shmq.c ---- */
+/* ---- handle.c ---- */
 
 struct shmq_side {
     struct shmq_ring_side ring;
@@ -586,15 +588,49 @@ void shmq_settle_in(shmq_queue *q); /* once it has its index */
 
 void shmq_hold_struct(shmq_queue *q); /* keeps the struct, not the mapping */
 void shmq_release_struct(shmq_queue *q);
-int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork */
+/* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
+void shmq_pin(shmq_queue *q);
+/* The same where the handle may be closed meanwhile, by a signal handler or another thread: false, if it is. */
+bool shmq_try_pin(shmq_queue *q);
+void shmq_unpin(shmq_queue *q);
+/* A block that is ours keeps mapping and struct, until it is released; and it is ours no more. */
+void shmq_hold_block(shmq_queue *q, const shmq_block *block, uint32_t op);
+void shmq_not_ours(shmq_block *block);
 
-/* The steps below a blocking put or get, which the Python glue drives itself. */
+int shmq_usable(const shmq_queue *q); /* open, and not inherited through a fork */
+static inline bool shmq_is_forked(const shmq_queue *q) { return q->canary != *shmq_canary; }
 int shmq_put_begin(shmq_queue *q); /* may this handle put now?  Claims the role. */
 int shmq_get_begin(shmq_queue *q);
 /* After SHMQ_NOT_READY from one of these: waits up to 200 ms for the repair of a dead holder; SHMQ_ROLE_TAKEN
  * where it does not come. */
 int shmq_settle_roles(shmq_queue *q);
-/* shmq_ring_try_reserve, and what has to be given up before. */
+
+SHMQ_APART void shmq_wake_all(shmq_queue *q,
+                              struct shmq_eventcount *eventcount); /* without a look at armed */
+/* To be called after the store that made something available.  No system call, no fence and no write where nobody
+ * waits.  Returns true if it woke. */
+static inline bool shmq_wake(shmq_queue *q, struct shmq_eventcount *e) {
+    if (SHMQ_LIKELY(!shmq_eventcount_armed(e))) return false;
+    shmq_wake_all(q, e);
+    return true;
+}
+/* In the flight recorder.  Behind the operation: a death before it leaves what the reaper finds in our hands. */
+static inline void shmq_note(shmq_queue *q, uint32_t op, uint64_t cursor) {
+    (void)shmq_recorder_note(q->counters, op, cursor);
+}
+static inline void shmq_count(shmq_a64 *counter, uint64_t n) {
+    store_relaxed(counter, load_relaxed(counter) + n); /* this peer writes; its threads may lose a count */
+}
+
+void shmq_count_dropped(shmq_queue *q, int newest); /* for want of room */
+/* Tasks of this handle's owner, one thread at a time: of messages that were acked when they were got. */
+void shmq_begin_task(shmq_queue *q);
+int shmq_end_task(shmq_queue *q); /* SHMQ_INVALID: there is none */
+
+/* ---- message.c ---- */
+
+/* The steps of a put or get, which the Python glue drives itself.
+ * shmq_ring_try_reserve, and what has to be given up before: */
 int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t flags,
                      struct shmq_record *record);
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
@@ -616,10 +652,17 @@ void shmq_unlease(shmq_block *block, const struct shmq_record *record);
 void shmq_put_back(shmq_queue *q, const struct shmq_spsc_side *before);
 void shmq_taken(shmq_queue *q, uint64_t messages, uint64_t bytes); /* releases what was peeked */
 void shmq_count_got(shmq_queue *q, uint64_t bytes);
+bool shmq_spin_get(shmq_queue *q); /* about a microsecond, no system call */
+/* at_least_once, draining: there is no message any more, and none that may come to us. */
+bool shmq_is_over(const shmq_queue *q);
+
+/* ---- shmq.c ---- */
+
 /* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is
  * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
+int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */
 /* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung, and meanwhile, at
  * the end of each slice, call shmq_look_now and this with SHMQ_ARM_AGAIN.  SHMQ_NOT_READY: it may be that this came
  * too late for a waker; a short slice later, if nothing was rung, call it with SHMQ_ARM_SURELY. */
@@ -631,24 +674,10 @@ void shmq_look_now(shmq_queue *q);
 /* For who never waits: at most once a slice, looks at the peers and repairs.  True if that makes another try worth
  * while. */
 bool shmq_look_around(shmq_queue *q);
-/* at_least_once, draining: there is no message any more, and none that may come to us. */
-bool shmq_is_over(const shmq_queue *q);
-void shmq_tell(shmq_queue *q, struct shmq_eventcount *eventcount); /* wakes who waits there */
-/* Tasks of this handle's owner, one thread at a time: of messages that were acked when they were got. */
-void shmq_count_dropped(shmq_queue *q, int newest); /* for want of room */
-void shmq_begin_task(shmq_queue *q);
-int shmq_end_task(shmq_queue *q);                       /* SHMQ_INVALID: there is none */
-int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */
 /* What a record holds, as shmq_get returns it. */
 int shmq_copy_inline(shmq_queue *q, const struct shmq_record *record, shmq_message *message);
 void shmq_message_of_block(shmq_block *block, uint16_t codec, const struct shmq_block_header *header,
                            shmq_message *message);
-/* Keeps the segment mapped through a wait, also if another thread closes the handle meanwhile. */
-void shmq_pin(shmq_queue *q);
-/* The same where the handle may be closed meanwhile, by a signal handler or another thread: false, if it is. */
-bool shmq_try_pin(shmq_queue *q);
-void shmq_unpin(shmq_queue *q);
-bool shmq_spin_get(shmq_queue *q); /* about a microsecond, no system call */
 
 /* ---- lease.c ---- */
 

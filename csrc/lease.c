@@ -58,7 +58,7 @@ void shmq_lease_cancel(shmq_queue *q, struct shmq_delivery *d, const struct shmq
     if (d->again) {
         shmq_block_release(block);
         shmq_pending_put_back(&q->pending, d, 0);
-        shmq_tell(q, &q->control->not_empty); /* another consumer may have it */
+        (void)shmq_wake(q, &q->control->not_empty); /* another consumer may have it */
         return;
     }
     if (block != NULL) shmq_unlease(block, r); /* first: the message must not be there before its block is */
@@ -85,8 +85,8 @@ int shmq_lease_done(shmq_queue *q, struct shmq_delivery *d, const struct shmq_re
 
 /* Consumers wait for it, or for room in the table; producers that join, for the last one. */
 static void tell(shmq_queue *q) {
-    shmq_tell(q, &q->control->not_empty);
-    shmq_tell(q, &q->control->not_full);
+    (void)shmq_wake(q, &q->control->not_empty);
+    (void)shmq_wake(q, &q->control->not_full);
 }
 
 /* A forked child that attached anew still has its parent's deliveries: they are not its own to settle. */

@@ -24,6 +24,8 @@ SOURCES = [
     "keep",
     "ring",
     "recover",
+    "handle",
+    "message",
     "shmq",
     "lease",
     "look",

@@ -49,7 +49,7 @@ LEFT_OUT = [
 ]
 
 
-LEAK = Edit("shmq.c", r"^    free\(b\);\n    drop_user", "    drop_user")
+LEAK = Edit("message.c", r"^    free\(b\);\n    shmq_unpin", "    shmq_unpin")
 OVERFLOW = Edit("shmq.c", r"malloc\(q->ring\.inline_bytes\)", "malloc(q->ring.inline_bytes / 2)")
 UNORDERED_PUBLISH = Edit("spsc.c", r"store_release(\(&line->cursor, side->cursor\))", r"store_relaxed\1")
 UNORDERED_FREE = Edit(

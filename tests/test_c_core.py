@@ -151,7 +151,7 @@ BUGS = [
     # the ring
     bug(
         "visible_before_its_payload",
-        "shmq.c",
+        "message.c",
         r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)",
         r"\2\1",
         "points",
@@ -216,14 +216,14 @@ BUGS = [
     ),
     bug(
         "payload_length_believed",
-        "shmq.c",
+        "message.c",
         r"if \(!shmq_arena_holds\(&q->arena, b->page, b->word, b->bytes\)\)",
         "if (0)",
         "test_queue",
     ),
     bug(
         "payload_length_believed_when_read",
-        "shmq.c",
+        "message.c",
         r"if \(!shmq_arena_holds\(&q->arena, b->page, b->word, b->bytes\)\)",
         "if (0)",
         "damage",
@@ -331,7 +331,7 @@ BUGS = [
     # publishing and taking
     bug(
         "published_before_in_flight",
-        "shmq.c",
+        "message.c",
         r"^    status = shmq_arena_send\(",
         r"    shmq_put_commit(q, 0, 0);\n\g<0>",
         "points",
@@ -412,7 +412,7 @@ BUGS = [
     ),
     bug(
         "wake_before_publish",
-        "shmq.c",
+        "message.c",
         r"^(    shmq_commit\(q\);\n)(    put_done.*\n)",
         r"\2\1",
         "wakes",
@@ -487,7 +487,7 @@ BUGS = [
     bug("any_file_is_a_bell", "doorbell.c", r" \|\| !S_ISFIFO\(st\.st_mode\)", "", "test_doorbell"),
     bug(
         "bells_stay_open",
-        "shmq.c",
+        "handle.c",
         r"^    shmq_bells_close\(&q->bells\);\n",
         "",
         "test_doorbell",
@@ -633,7 +633,7 @@ BUGS = [
     # segments
     bug(
         "ready_too_early",
-        "shmq.c",
+        "handle.c",
         r"^        if \(creating\) shmq_ring_init",
         r"        if (creating) shmq_segment_ready(&q->segment);\n\g<0>",
         "points",
@@ -816,7 +816,7 @@ BUGS = [
     ),
     bug(
         "a_closed_handle_keeps_its_messages",
-        "shmq.c",
+        "handle.c",
         r"^        if \(q->pending\.count > 0\) shmq_pending_return_all\(.*$",
         "",
         "test_lease",
@@ -864,7 +864,7 @@ BUGS = [
     ),
     bug(
         "drained_but_for_the_slots",
-        "shmq.c",
+        "message.c",
         r"^           shmq_mpmc_untouched\(&q->ring\.mpmc\) &&",
         "          ",
         "test_lease",
@@ -1014,7 +1014,7 @@ BUGS = [
     ),
     bug(
         "a_successor_is_not_seen",
-        "shmq.c",
+        "handle.c",
         r"^        store_release\(&q->control->roles\.lost_producer, 0\);",
         "",
         "test_topic",
@@ -1086,7 +1086,7 @@ BUGS = [
     ),
     bug(
         "the_way_is_not_cleared_by_who_leaves",
-        "shmq.c",
+        "handle.c",
         r"^            shmq_topic_unsubscribe\(&q->ring\.topic, q->me\.index\);",
         "",
         "test_topic",

@@ -71,26 +71,26 @@ CONTROLS = [
     # publishing
     control(
         "record_before_its_payload",
-        ("shmq.c", COMMIT_EARLY, r"\2\1"),
+        ("message.c", COMMIT_EARLY, r"\2\1"),
         ("put in-line", "spsc"),
         r"at death .*2 is followed by",
     ),
     control(
         "slot_before_its_payload",
-        ("shmq.c", COMMIT_EARLY, r"\2\1"),
+        ("message.c", COMMIT_EARLY, r"\2\1"),
         ("put in-line", "mpmc"),
         r"at death .*2 is followed by",
     ),
     control(
         "tail_before_the_block_is_in_flight",
-        ("shmq.c", r"^    status = shmq_arena_send\(", r"    shmq_put_commit(q, 0, 0);\n\g<0>"),
+        ("message.c", r"^    status = shmq_arena_send\(", r"    shmq_put_commit(q, 0, 0);\n\g<0>"),
         ("put block", "spsc"),
         r'a get says "segment corrupt"',
     ),
     control(
         "half_a_payload",
         (
-            "shmq.c",
+            "message.c",
             r"^    shmq_put_commit\(q, 1, meta_bytes \+ bytes\);",
             r"\g<0> record.payload[meta_bytes + bytes - 1] ^= 1;\n"
             r'    __asm__ volatile("" ::: "memory");\n    record.payload[meta_bytes + bytes - 1] ^= 1;',

@@ -67,7 +67,7 @@ CONTROLS = [
         "visible_before_its_payload",
         "soak",
         (
-            "shmq.c",
+            "message.c",
             r"^(    if \(meta_bytes > 0\) memcpy\(record\.payload.*\n.*\n)(    shmq_put_commit\(.*\n)",
             r"\2\1",
         ),
