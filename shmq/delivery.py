@@ -4,6 +4,7 @@ A leased message is delivered again, to whoever leases next, unless it is acknow
 closed or its process dies.  ``csrc/pending.c`` has the algorithm (Redis Streams' pending entries list).
 """
 
+import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -104,8 +105,15 @@ class Acknowledged:
     """The three ways to take where messages are acknowledged: lease, and ack before the return."""
 
     def __init__(self, queue: "Queue") -> None:
-        self._queue = queue
+        # Weakly: the handle has this object's methods, and is to end when nobody has it any more.
+        self._weak_queue = weakref.ref(queue)
         self.dead: Queue | None = None
+
+    @property
+    def _queue(self) -> "Queue":
+        queue = self._weak_queue()
+        assert queue is not None, "its methods are called through it"
+        return queue
 
     def lease(self) -> tuple[Any, Any]:
         """(item, its ``shmq_delivery``), or (a status, None).  What was delivered too often is put aside."""

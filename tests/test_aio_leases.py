@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,10 @@ def ring_kind() -> str:
 
 
 @pytest.fixture
-def q(make: Make) -> aio.Queue:
-    return aio.Queue.of(make(delivery="at_least_once", max_unacked=8, max_deliveries=0))
+def q(make: Make) -> Iterator[aio.Queue]:
+    queue = aio.Queue.of(make(delivery="at_least_once", max_unacked=8, max_deliveries=0))
+    yield queue
+    queue.close()
 
 
 def run(coroutine: Any) -> Any:

@@ -92,11 +92,12 @@ def test_a_loan_waits(make: Make) -> None:
 def test_in_an_event_loop(make: Make) -> None:
     async def puts() -> None:
         for on_full in ("drop_oldest", "drop_newest"):
-            q = aio.Queue.of(make(on_full=on_full))
-            await q.put(on_full)
-            await q.put_many([on_full, on_full])
-        with pytest.raises(shmq.Full):
-            await aio.Queue.of(make(on_full="error")).put("error")
+            async with aio.Queue.of(make(on_full=on_full)) as q:
+                await q.put(on_full)
+                await q.put_many([on_full, on_full])
+        async with aio.Queue.of(make(on_full="error")) as q:
+            with pytest.raises(shmq.Full):
+                await q.put("error")
 
     fill(make())
     asyncio.run(puts())

@@ -63,6 +63,9 @@ static void race(struct table *t, uint64_t me) {
             if (spins % PATIENCE == 0) sched_yield(); /* the other one has no processor */
         }
         dawdle(&random, below(&random, 16) == 0 ? 50000 : 100); /* so that some do fall asleep */
+        /* Where there are fewer processors than work, chance alone might not send anybody to sleep. */
+        if (me == round % 2 && round % 64 < 2)
+            while (!shmq_eventcount_armed(&t->sides[0].event)) sched_yield();
         if (me == round % 2) publish(&t->sides[0], round);
         else await(&t->sides[0], round, &parks);
     }
