@@ -28,8 +28,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from importlib import import_module
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import errors, loan, queue, topic
 from ._core import lib
@@ -52,6 +53,19 @@ SETTLE_TRIES = 200
 
 
 Take = Callable[[], Any] | None
+
+if TYPE_CHECKING:
+    from .aio_rpc import Client as Client
+    from .aio_rpc import Request as Request
+    from .aio_rpc import Server as Server
+    from .aio_rpc import Stream as Stream
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Request and reply, which are built on what is here."""
+        if name in ("Client", "Request", "Server", "Stream"):
+            return getattr(import_module(".aio_rpc", __package__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _is_over(handle: Handle, deadline: int) -> bool:
@@ -370,6 +384,11 @@ class Queue(_Putting, _Getting):
         if type(item) is int:
             item = await self._await_message(item, 0, deadline, partial(self._handle._try_lease, copy))
         return item  # type: ignore[no-any-return]
+
+    async def _lease_undecoded(self, timeout: float) -> Any:
+        """(item, its ``shmq_delivery``)."""
+        take = self._handle._try_lease_undecoded
+        return await self._await_message(lib.SHMQ_OK, 0, deadline_ns(timeout), take)
 
     def task_done(self) -> None:
         """As ``shmq.Queue.task_done``."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import errors
-from .protocol import remove_orphans
+from .protocol import End, remove_orphans
 from .queue import Queue
 from .tensor import Arrays
 
@@ -42,9 +42,10 @@ class Caller:
 class Callers:
     """All clients of a service.  Any thread."""
 
-    def __init__(self, name: str, arrays: Arrays) -> None:
+    def __init__(self, name: str, arrays: Arrays, end: End) -> None:
         self.name = name
         self._arrays = arrays
+        self._end = end
         self._lock = threading.RLock()
         self._found: OrderedDict[str, Caller] = OrderedDict()
         self._next_sweep = 0
@@ -82,7 +83,7 @@ class Callers:
             idle = next((found for found in self._found.values() if found.jobs == 0), None)
             if idle is not None:
                 del self._found[idle.suffix]
-                idle.queue.close()
+                self._end(idle.queue)
 
     def is_there(self, caller: Caller, now: int) -> bool:
         """Looks, but at most every 250 ms."""
@@ -96,7 +97,7 @@ class Callers:
             caller.gone = True
             self._found.pop(caller.suffix, None)
             caller.queue.unlink()
-            caller.queue.close()
+            self._end(caller.queue)
             farewells, caller.farewells = caller.farewells, []
             for _, done in farewells:
                 done()
@@ -135,5 +136,5 @@ class Callers:
         """Their queues stay: they are theirs."""
         with self._lock:
             for caller in self._found.values():
-                caller.queue.close()
+                self._end(caller.queue)
             self._found.clear()

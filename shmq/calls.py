@@ -29,6 +29,7 @@ from .protocol import (
     PUT,
     RESULT,
     STREAM,
+    End,
     Settings,
     Steps,
     cancellation,
@@ -81,9 +82,10 @@ class Streamed:
 
 
 class Calls:
-    """The logic of a client.  ``make_event``: ``threading.Event`` or ``asyncio.Event``."""
+    """The logic of a client.  ``make_event``: of what has ``set``, and ``wait`` as a step."""
 
-    def __init__(self, settings: Settings, make_event: Callable[[], Any]) -> None:
+    def __init__(self, settings: Settings, make_event: Callable[[], Any], end: End) -> None:
+        self._end = end
         self.settings = settings
         self.name = settings.name
         self._make_event = make_event
@@ -153,7 +155,7 @@ class Calls:
         self._publish_cancelled(pending)
         for queue in (self._replies, self._requests):
             if queue is not None:
-                queue.close()  # the reply queue's name goes with it
+                self._end(queue)  # the reply queue's name goes with it
 
     def unlink(self) -> None:
         """Removes the service's names; whoever is attached goes on."""

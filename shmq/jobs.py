@@ -10,6 +10,7 @@ further replies to it do not wait at all.
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from .protocol import (
     PUT,
     RESULT,
     Asked,
+    End,
     Sizes,
     Steps,
     open_cancelled,
@@ -94,6 +96,11 @@ class Job:
         return self._asked.deadline / 1e9 if self._asked.deadline else None
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Names it among all requests of the service."""
+        return self._asked.suffix, self._asked.id
+
+    @property
     def streams(self) -> bool:
         """True if the caller takes any number of answers (``send``), not one (``reply``)."""
         return self._asked.streams
@@ -120,17 +127,26 @@ class Jobs:
     """The logic of a server.  ``kind``: the class of its requests."""
 
     def __init__(
-        self, name: str, sizes: Sizes, arrays: Arrays, idempotent: bool, patience: float, kind: type[Job]
+        self,
+        name: str,
+        sizes: Sizes,
+        arrays: Arrays,
+        idempotent: bool,
+        patience: float,
+        kind: type[Job],
+        end: End,
     ) -> None:
         if patience < 0:
             raise ValueError(f"patience={patience!r}: must be a non-negative number of seconds")
         self.name = name
         self.idempotent = idempotent
         self.stopping = False
+        self.when_cancelled: Callable[[tuple[str, int]], None] = lambda key: None
         self._kind = kind
         self._patience_ns = int(min(patience, 1e9) * 1e9)
         self._lock = threading.RLock()
-        self._callers = Callers(name, arrays)
+        self._callers = Callers(name, arrays, end)
+        self._end = end
         self._cancelled: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._stats = ServerStats()
         self.requests = open_requests(name, sizes, arrays)
@@ -151,9 +167,9 @@ class Jobs:
         """What is leased and not answered goes to another server."""
         self.stopping = True
         with self._lock:
-            self.cancellations.close()
+            self._end(self.cancellations)
             self._callers.close()
-            self.requests.close()
+            self._end(self.requests)
 
     def unlink(self) -> None:
         self.requests.unlink()
@@ -164,13 +180,17 @@ class Jobs:
     def next(self, deadline: int) -> Steps:
         """The next ``Job``; None once ``stopping``.  ``Empty`` at the deadline, ``ShutDown``."""
         while not self.stopping:
-            self._callers.sweep_if_due(time.monotonic_ns())
+            self.look_at_clients()
             try:
                 item, delivery = yield LEASE, self.requests, seconds_until(deadline, LOOK_NS)
             except errors.Empty:
                 if time.monotonic_ns() >= deadline:
                     raise
                 continue
+            except errors.Closed:
+                if self.stopping:
+                    return None
+                raise
             try:
                 message = Message(self.requests, delivery, item, copy=False)
             except errors.DecodeError:
@@ -211,7 +231,7 @@ class Jobs:
 
     # ---- cancellation ----
 
-    def note_cancellation(self, message: Any) -> tuple[str, int] | None:
+    def note_cancellation(self, message: Any) -> None:
         """What came on the topic."""
         found = read_cancellation(message)
         if found is not None:
@@ -219,7 +239,7 @@ class Jobs:
                 self._cancelled[found] = None
                 if len(self._cancelled) > CANCELLED:
                     self._cancelled.popitem(last=False)
-        return found
+            self.when_cancelled(found)
 
     def _read_cancellations(self) -> None:
         with self._lock:
@@ -236,6 +256,10 @@ class Jobs:
             return True
         self._read_cancellations()
         return (asked.suffix, asked.id) in self._cancelled or not self._callers.is_there(job._caller, now)
+
+    def look_at_clients(self) -> None:
+        """What ``next`` does, too."""
+        self._callers.sweep_if_due(time.monotonic_ns())
 
     # ---- answers ----
 
@@ -287,6 +311,14 @@ class Jobs:
             self._stats.expired += expired
             self._stats.cancelled += not expired
             self._finish(job)
+
+    def give_back(self, job: Job) -> None:
+        """For another server, as if this one had died."""
+        if job._is_open:
+            job._is_open = False
+            self._callers.end(job._caller)
+            with suppress(errors.StaleLease, errors.Closed):
+                job._message.nack()
 
     def _put(self, job: Job, reply: list[Any]) -> Steps:
         """``Cancelled`` where nobody waits, or the client does not read; the job is then over."""

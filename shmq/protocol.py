@@ -21,13 +21,14 @@ these steps, ``aio_rpc.py`` awaits them.
 import re
 import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from os import getpid
 from typing import Any, NamedTuple
 
 from . import errors
+from .handle import Handle
 from .limits import SHM
 from .queue import Queue
 from .segment import PREFIX, check_name, unlink, unlink_if
@@ -80,6 +81,10 @@ class Settings:
     reply_ring_bytes: int
     reply_arena_bytes: int
     arrays: Arrays
+
+
+End = Callable[[Handle], None]
+"""How a handle is closed: in an event loop, its tasks that wait are woken, too."""
 
 
 def open_requests(name: str, sizes: Sizes, arrays: Arrays) -> Queue:

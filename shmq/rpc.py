@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Self
 from . import errors
 from .calls import Call, Calls, ClientStats, Streamed
 from .clock import deadline_ns
+from .handle import Handle
 from .jobs import Job, Jobs, ServerStats
 from .protocol import FOLLOW, GET, PUT, Settings, Sizes, Steps
 from .tensor import Arrays
@@ -80,9 +81,8 @@ class Client:
         arrays: Arrays = "auto",
     ) -> None:
         sizes = Sizes(ring_bytes, arena_bytes, max_peers)
-        self._calls = Calls(
-            Settings(name, sizes, reply_ring_bytes, reply_arena_bytes, arrays), threading.Event
-        )
+        settings = Settings(name, sizes, reply_ring_bytes, reply_arena_bytes, arrays)
+        self._calls = Calls(settings, threading.Event, Handle.close)
 
     @property
     def name(self) -> str:
@@ -148,7 +148,7 @@ class Client:
 
 def _unpickle(cls: type[Client], settings: Settings) -> Client:
     self = cls.__new__(cls)
-    self._calls = Calls(settings, threading.Event)
+    self._calls = Calls(settings, threading.Event, Handle.close)
     return self
 
 
@@ -250,7 +250,7 @@ class Server:
         arrays: Arrays = "auto",
     ) -> None:
         sizes = Sizes(ring_bytes, arena_bytes, max_peers)
-        self._jobs = Jobs(name, sizes, arrays, idempotent, patience, Request)
+        self._jobs = Jobs(name, sizes, arrays, idempotent, patience, Request, Handle.close)
         self._serving: set[threading.Thread] = set()
 
     @property

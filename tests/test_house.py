@@ -149,6 +149,7 @@ FLOORS = [
     ["callers", "calls"],
     ["jobs"],
     ["rpc"],
+    ["aio_rpc"],
     ["__init__"],
     ["doctor"],
     ["cli"],
