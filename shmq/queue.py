@@ -196,8 +196,8 @@ class Queue(Producer, Consumer):
 
     def _try_lease(self, copy: bool) -> Any:
         """A Message, or a status."""
-        found = self._try_lease_undecoded()
-        return found if type(found) is int else self._message(*found, copy)
+        item, found = self._taker().lease()
+        return item if found is None else self._message(item, found, copy)
 
     def _try_lease_undecoded(self) -> Any:
         """(item, its ``shmq_delivery``), or a status."""
