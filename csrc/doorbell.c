@@ -14,11 +14,12 @@
  *        full barrier in EVERY process
  *     B5 look again; then poll
  *
- * No wake-up is lost: W1 and B5 are as W1 and S2 in wait.c.  Who exchanges armed finds in W4 the bits of all who set
- * BELLS before, since B1 comes before B2.  The barrier interrupts other processors, the waker's among them (two of them
- * doubled a round trip), so it does not stand before B3: between B2 and B5 a message can stay unheard of, if its waker did
- * W0 and W1 within the moment in which B2 and B3 were done and W0 was still in a store buffer.  That costs a short
- * slice.  Mostly a ring comes sooner, and the barrier is never needed.
+ * No wake-up is lost: W1 and B5 are as W1 and S2 in wait.c.  Who exchanges armed finds in W4 the bits of
+ * all who set BELLS before, since B1 comes before B2.  The barrier interrupts other processors, the waker's
+ * among them (two of them doubled a round trip), so it does not stand before B3: between B2 and B5 a
+ * message can stay unheard of, if its waker did W0 and W1 within the moment in which B2 and B3 were done
+ * and W0 was still in a store buffer.  That costs a short slice.  Mostly a ring comes sooner, and the
+ * barrier is never needed.
  *
  *     bells, armed                 what it means                        who goes on
  *     0                            does not wait; or a byte is on its   -
@@ -29,17 +30,18 @@
  *     set, the waiter dead         rung in vain once; the FIFO goes     its reaper
  *                                  with the entry
  *
- * While our bit is set, somebody rings for whatever is published: as long as BELLS is set, the next waker; and once it is
- * not, whoever took it, and what is published without a ring before that one rings us is there when we look then.
- * So a loop that was rung for another queue need not arm this one anew.  It does at the end of a slice: that waker may be
- * dead.
+ * While our bit is set, somebody rings for whatever is published: as long as BELLS is set, the next waker;
+ * and once it is not, whoever took it, and what is published without a ring before that one rings us is
+ * there when we look then.  So a loop that was rung for another queue need not arm this one anew.  It does
+ * at the end of a slice: that waker may be dead.
  *
  * The slice: who waits looks again after SHMQ_SLICE_NS at the latest, as sleepers do (wait.c), because the dead do not
  * ring, and arms anew.  A bell is a hint for the time before that, so no failure of W5 is an error.
  *
- * The FIFOs lie beside the segments, in /dev/shm/shmq-doorbells-UID of mode 0700: visible where those are, and to nobody
- * else.  Both ends open one for reading and writing: a waker then neither waits for a reader, nor meets a FIFO
- * without one (ENXIO, SIGPIPE), and a loop never reads the end of file.  A pipe that is full has been rung.
+ * The FIFOs lie beside the segments, in /dev/shm/shmq-doorbells-UID of mode 0700: visible where those are,
+ * and to nobody else.  Both ends open one for reading and writing: a waker then neither waits for a reader,
+ * nor meets a FIFO without one (ENXIO, SIGPIPE), and a loop never reads the end of file.  A pipe that is
+ * full has been rung.
  *
  * What a killed process leaves is removed by whoever repairs its entry; and, where nobody is left on its segments, by
  * the next process that makes a doorbell: a FIFO that nobody has open is dead.  So that a new one is never taken for
