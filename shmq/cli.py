@@ -483,13 +483,14 @@ def _repair() -> None:
 # --help too is the example's to answer.
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def demo(options: Annotated[list[str] | None, typer.Argument(metavar="OPTIONS")] = None) -> None:
-    """Run the example, a transformer split over processes.
+    """Run the examples: a transformer split over processes, and token streams from workers that are killed.
 
-    Its options: --workers N, --batches N, --quick, --help.
+    Options: --quick, --help; and those of the first, --workers N, --batches N.
     """
-    example = _beside("shmq._examples.tensor_parallel", "examples", "tensor_parallel")
-    sys.argv[0] = "shmq demo"  # what its argparse calls itself
-    raise typer.Exit(example.main(options or []))
+    scenes = [_beside(f"shmq._examples.{name}", "examples", name) for name in ("tensor_parallel", "serving")]
+    sys.argv[0] = "shmq demo"  # what their argparse calls itself
+    shared = [option for option in options or [] if option in ("--quick", "--json")]
+    raise typer.Exit(scenes[0].main(options or []) or scenes[1].main(shared))
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
