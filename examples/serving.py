@@ -214,7 +214,7 @@ def say(report: Answer) -> None:
     print(f"{r['prompts']} prompts, {r['tokens']:,} tokens in {r['seconds']:.2f} s")
     print(f"killed worker pid {r['killed']} (SIGKILL) after {r['killed_at_token']:,} tokens")
     print(
-        f"its {r['streams_moved']} streams were all taken over after {r['taken_over_ms']:.0f} ms, and all had "
+        f"its {r['streams_moved']} streams were taken over after {r['taken_over_ms']:.0f} ms, and all had "
         f"new tokens after {r['new_token_ms']:.0f} ms, when the old ones had been computed again"
     )
     print(
