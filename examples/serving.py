@@ -46,6 +46,9 @@ else:  # run as a script
 
 WORKERS = 2
 BATCH = 8
+STEP_S = 0.002
+"""Of a batch, beside the model's own: about what a language model takes on a GPU.  Without it a worker would
+have finished its streams before anybody could kill it in the middle."""
 PATIENT_S = 60.0
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 Answer = dict[str, Any]
@@ -61,6 +64,7 @@ def work(pool: str) -> None:
     def generate(job: dict[str, Any]) -> Iterator[list[Any]]:
         started = begun = time.monotonic_ns()
         for tokens in model.generate(job["prompts"], job["lengths"]):
+            time.sleep(STEP_S)
             yield [[os.getpid(), started, time.monotonic_ns() - begun], tokens]
             begun = time.monotonic_ns()
 
