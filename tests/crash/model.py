@@ -1,5 +1,5 @@
-"""Searches the models of the MPMC ring (``mpmc.pml``) and of the topic (``topic.pml``), with their blocks and
-their repair, exhaustively with Spin.
+"""Searches the models of the MPMC ring (``mpmc.pml``), of the topic (``topic.pml``) and of delivery at least
+once (``pending.pml``), with their blocks and their repair, exhaustively with Spin.
 
     python tests/crash/model.py            # about 14 minutes on one core, at most 2 GiB
     python tests/crash/model.py --quick    # a subset, less than a minute
@@ -63,8 +63,12 @@ FIELDS = {
     "H": "HISTORY",
     "N": "GENERATIONS",
     "O": "DROP_OLDEST",
+    "E": "ENTRIES",
+    "X": "TIMEOUTS",
+    "L": "LEAVES",
 }
-"""M counts for each producer or publisher.  What is not given is R1 S0 B0, mpmc G1 I0, topic G0 H0 N4 O0."""
+"""M counts for each producer or publisher.  What is not given is R1 S0 B0, mpmc G1 I0, topic G0 H0 N4 O0,
+pending B2 E1 X0 L0."""
 
 RING = "P1 C2 M2 D2"
 REAPERS = "P1 C2 R2 M2 D1"
@@ -146,6 +150,40 @@ SEEDED_BUGS += [
     topic("the reaper looks at blocks in flight only", "U1 T1 M3 D1 B1 N2 G1 O1", False, "BUG_ONLY_INFLIGHT"),
     topic("a repair looks once whether the ring holds it", "U2 T1 M2 D1 B3", False, "BUG_ONE_LOOK"),
     topic("WRITING of a dead publisher made READY", "U1 T2 M2 D1", False, "BUG_WRITING_TO_READY"),
+]
+
+
+def pending(what: str, setting: str, quick: bool = False, macro: str = "", table_bits: int = SMALL) -> Case:
+    return Case(what, setting, quick, macro, table_bits, "pending.pml")
+
+
+TRUE_MODEL += [
+    pending("leases: given back", "M1 D0 G2", quick=True),
+    pending("leases: two deaths", "M1 D2 G0", quick=True),
+    pending("leases: one death, given back", "M1 D1 G1", table_bits=24),
+    pending("leases: overdue, given back", "M1 D0 G1 X1"),
+    pending("leases: overdue, one death", "M1 D1 G0 X1", table_bits=26),
+    pending("leases: overdue, one that is left", "M1 D0 G1 X1 L1", table_bits=24),
+    pending("leases: overdue, one stops", "M1 D0 S1 G0 X1", table_bits=24),
+    pending("leases: two reapers, one dies", "M1 D2 R2 G0", table_bits=24),
+    pending("leases: two messages, two entries", "M2 E2 B3 D0 G1", table_bits=26),
+]
+
+SEEDED_BUGS += [
+    pending("looked at by two, without a copy", "M1 D0 G1", True, "BUG_NO_COPY"),
+    pending("a copy is named before it is kept", "M1 D1 G1", False, "BUG_NAME_FIRST"),
+    pending("no look at the block behind the copy", "M1 D0 G1", False, "BUG_NO_LOOK_AT_OLD"),
+    pending("no look behind the ack", "M1 D0 G0", False, "BUG_NO_LOOK_AFTER_ACK"),
+    pending("no look behind the last view", "M1 D0 G0", False, "BUG_NO_LOOK_AFTER_DROP"),
+    pending("the look before the view is dropped", "M1 D0 G0", True, "BUG_LOOK_FIRST"),
+    pending("the slot is free before the entry is filled", "M1 D1 G0", False, "BUG_SLOT_FIRST"),
+    pending("a spent slot is READY again", "M1 D1 G0", True, "BUG_NO_RETIRE"),
+    pending("a spent slot only where its owner still has it", "M1 D1 G0 X1", False, "BUG_FIRST_OWNER", 24),
+    pending("entries repaired before slots", "M1 D1 G0", True, "BUG_ENTRIES_FIRST"),
+    pending("nobody sees what the dead should have seen", "M1 D1 G0", False, "BUG_UNSEEN"),
+    pending("blocks of the dead freed though they are named", "M1 D1 G0", False, "BUG_NAMED_FREED"),
+    pending("a repair pass does not settle the hint", "M1 D1 G1", True, "BUG_NO_SETTLE"),
+    pending("the hint is not put back", "M2 E2 B3 D0 G2", False, "BUG_HINT_LOST", 24),
 ]
 
 
@@ -252,7 +290,7 @@ def searches(quick: bool, model: str = "") -> Iterator[Search]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a subset, less than a minute")
-    parser.add_argument("--model", choices=("mpmc", "topic"), help="only this one")
+    parser.add_argument("--model", choices=("mpmc", "topic", "pending"), help="only this one")
     options = parser.parse_args()
     if (why := missing()) is not None:
         sys.exit(why)
