@@ -15,19 +15,20 @@
 #define MUTATIONS_PER_SEGMENT 16
 #define BUFFER_BYTES (64u << 10)
 
-enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, PLACES };
-static const char *const place_names[] = {"header", "control", "peers", "records", "words", "block headers"};
+enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, ENTRIES, COPIES, PLACES };
+static const char *const place_names[] = {"header", "control",       "peers",   "records",
+                                          "words",  "block headers", "entries", "copies"};
 
 static struct last {
     shmq_a64 number, offset, before, after;
     shmq_a32 place;
-    uint64_t statuses[SHMQ_EVICTED + 1]; /* what the calls answered */
-} *last;                                 /* shared with the parent, which tells it */
+    uint64_t statuses[SHMQ_UNACKED_FULL + 1]; /* what the calls answered */
+} *last;                                      /* shared with the parent, which tells it */
 
 static uint64_t seed;
 
 static int note(int status) {
-    CHECK(status >= 0 && status <= SHMQ_EVICTED);
+    CHECK(status >= 0 && status <= SHMQ_UNACKED_FULL);
     last->statuses[status] += 1;
     return status;
 }
@@ -61,10 +62,13 @@ static uint64_t some_word(const uint8_t *base, uint64_t before, uint64_t bytes) 
 static void mutate(const shmq_queue *q, uint64_t number) {
     const struct shmq_geometry *g = &q->segment.geometry;
     uint64_t pages = g->small_pages + g->large_pages, from = 0, bytes = 0;
-    enum place place = (enum place)below(&seed, pages > 0 ? PLACES : WORDS);
+    enum place place = (enum place)below(&seed, pages > 0 ? ENTRIES : WORDS);
+    if (g->pending > 0 && below(&seed, 2) == 0) place = below(&seed, 3) > 0 ? ENTRIES : COPIES;
     switch (place) {
+    case ENTRIES: from = g->pending_at, bytes = g->pending * sizeof(struct shmq_pending_entry); break;
+    case COPIES: from = g->copies_at, bytes = g->pending * g->slot_bytes; break;
     case HEADER: bytes = sizeof(struct shmq_header); break;
-    case CONTROL: from = SHMQ_CONTROL_AT, bytes = 5 * SHMQ_LINE; break;
+    case CONTROL: from = SHMQ_CONTROL_AT, bytes = 6 * SHMQ_LINE; break;
     case PEERS:
         from = g->peers_at + below(&seed, 4) * sizeof(struct shmq_peer), bytes = 64;
         if (q->ring.is_topic && below(&seed, 2) == 0) from += 2 * SHMQ_LINE; /* cursor and subscription */
@@ -111,6 +115,24 @@ static void look_at(shmq_queue *q) {
     (void)note(shmq_validate(q));
 }
 
+/* What a queue with leases is asked to do: take, look, settle in every way, and perhaps keep for later. */
+static int lease(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
+    static shmq_delivery kept;
+    shmq_delivery d;
+    int status = note(shmq_lease(q, m, &d, deadline_ns));
+    if (status != SHMQ_OK) return status;
+    switch (below(&seed, 6)) {
+    case 0: kept = d; break;
+    case 1: (void)note(shmq_nack(q, &d, below(&seed, 2) * (uint64_t)MS / 10)); break;
+    case 2: (void)note(shmq_ack(q, &kept)); /* fall through */
+    default: (void)note(shmq_ack(q, &d));
+    }
+    return SHMQ_OK;
+}
+static int get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
+    return q->pending.count > 0 ? lease(q, m, deadline_ns) : note(shmq_get(q, m, deadline_ns));
+}
+
 static void newcomer(int fd) {
     shmq_queue *q;
     if (note(shmq_attach(fd, &q)) == SHMQ_OK) {
@@ -119,6 +141,10 @@ static void newcomer(int fd) {
         if (q->ring.is_topic && below(&seed, 2) == 0) {
             (void)note(shmq_subscribe(q, 2));
             if (note(shmq_get(q, &m, SHMQ_NO_WAIT)) == SHMQ_OK) shmq_message_release(&m);
+        }
+        if (q->pending.count > 0) {
+            if (get(q, &m, SHMQ_NO_WAIT) == SHMQ_OK) shmq_message_release(&m);
+            (void)note(shmq_join(q, SHMQ_NO_WAIT));
         }
         (void)note(lab_put(q, 1, 16, SHMQ_NO_WAIT));
         shmq_free(q);
@@ -156,7 +182,7 @@ static void work(const shmq_params *params, uint64_t first, uint64_t mutations) 
         look_at(c);
         for (int k = 0; k < 4; k++) {
             int64_t deadline = below(&seed, 50) == 0 ? shmq_deadline(MS / 10) : SHMQ_NO_WAIT;
-            if (note(shmq_get(c, &m, deadline)) != SHMQ_OK) break;
+            if (get(c, &m, deadline) != SHMQ_OK) break;
             CHECK(m.bytes <= capacity || m.bytes <= params->inline_bytes);
             sink = touch(m.data, m.bytes);
             if (k == 1 && m.block != NULL) {
@@ -190,6 +216,12 @@ int main(int argc, char **argv) {
             params.first_cursor = below(&seed, 2) == 0 ? 0 : UINT64_C(0) - 64;
             params.arena_bytes = (1 + below(&seed, 3)) * 4 * SHMQ_SMALL_PAGE;
             if (below(&seed, 8) == 0) params.arena_bytes = 0; /* then the ring ends where the segment does */
+            const char *kind = getenv("LAB_KIND");
+            if (kind != NULL && strcmp(kind, "lease") == 0) {
+                params.kind = SHMQ_KIND_MPMC;
+                params.max_unacked = 1 + (uint32_t)below(&seed, 6);
+                params.visibility_ns = below(&seed, 2) * (uint64_t)MS / 20;
+            }
             if (params.kind == SHMQ_KIND_TOPIC) {
                 params.policy = (uint32_t)below(&seed, 3);
                 params.history = (uint32_t)below(&seed, 3);
@@ -212,7 +244,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("%" PRIu64 " mutations;", mutations);
-    for (int i = 0; i <= SHMQ_EVICTED; i++)
+    for (int i = 0; i <= SHMQ_UNACKED_FULL; i++)
         if (last->statuses[i] > 0) printf(" %s: %" PRIu64, shmq_status_text(i), last->statuses[i]);
     printf("\n");
     /* The damage must have been felt, and must not have been all there was. */
