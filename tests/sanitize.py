@@ -37,6 +37,7 @@ UNIT = [
     "threads",
     "crowd",
     "audience",
+    "lessees",
 ]
 KILLS = 100
 MUTATIONS = 10_000
@@ -57,12 +58,21 @@ UNORDERED_FREE = Edit(
     r"return cas_acq_rel\(&a->words\[page\], &word, freed\)",
     "return atomic_compare_exchange_strong_explicit(&a->words[page], &word, freed, 0, 0)",
 )
+UNORDERED_TAKE = Edit(
+    "pending.c",
+    r"cas_acq_rel\(&p->entries\[i\]\.word, &word, mine\)",
+    "atomic_compare_exchange_strong_explicit(&p->entries[i].word, &word, mine, 0, 0)",
+)
 CONTROLS = {
     "asan": [
         ("test_queue", "a_loan_is_published_or_given_back", LEAK),
         ("test_queue", "every_size_arrives_as_it_was_sent", OVERFLOW),
     ],
-    "tsan": [("threads", "inline_messages", UNORDERED_PUBLISH), ("threads", "blocks", UNORDERED_FREE)],
+    "tsan": [
+        ("threads", "inline_messages", UNORDERED_PUBLISH),
+        ("threads", "blocks", UNORDERED_FREE),
+        ("lessees", "two_and_two", UNORDERED_TAKE),
+    ],
 }
 """What each sanitizer must report: program, test, bug."""
 
@@ -170,7 +180,7 @@ def tsan(arguments: list[str]) -> int:
     del arguments
     return c_tests(
         "tsan",
-        ["threads", "crowd", "audience"],
+        ["threads", "crowd", "audience", "lessees"],
         [],
         {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE},
     )

@@ -91,7 +91,7 @@ def test_big_pages(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "big_pages"), test)
 
 
-@cases("threads", "crowd", "audience")
+@cases("threads", "crowd", "audience", "lessees")
 def test_threads(workshop: Workshop, program: str, test: str) -> None:
     """What ``make tsan`` runs under the race detector, at full speed."""
     passes(workshop.program(program, "plain"), test)

@@ -93,6 +93,28 @@ CONTROLS = [
         r"the dead still hold|bytes of the arena are not free",
     ),
     control(
+        "entries_of_the_dead_stay",
+        "lessees",
+        (
+            "pending.c",
+            r"state == SHMQ_PENDING_UNACKED && cas_acq_rel\(&p->entries\[i\]\.word, &w, moving\)",
+            "!is_dead",
+        ),
+        r"the dead still have \d+ messages|are still unacknowledged|a worker has ended",
+        kills=100,
+    ),
+    control(
+        "acknowledged_messages_come_again",
+        "lessees",
+        (
+            "lease.c",
+            r"^(int shmq_ack\(.*\n    uint64_t handle;\n)",
+            r"\1    if (d->entry % 7 == 3) return shmq_nack(q, d, 0);\n",
+        ),
+        r"came after it had been acknowledged",
+        kills=100,
+    ),
+    control(
         "publishers_do_not_wait",
         "audience",
         ("topic.c", r"if \(t->policy == SHMQ_DROP_OLDEST\) return true;", "return true;"),

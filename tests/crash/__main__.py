@@ -4,6 +4,7 @@
 
     step     each operation is killed, or stopped, at every instruction, and so is the repair of it
     soak     workers of a queue are killed at random; its ledger is exact, and what they held is soon back
+    lessees  the same where messages are acknowledged: none is lost, none comes after its ack
     wakes    wakers die between the store and the wake-up; whoever sleeps goes on
     audience publishers and subscribers of a topic are killed at random; and one that holds up the others
     laps     laps and cursors go across their wrap

@@ -63,6 +63,11 @@ def soak(a: Amounts) -> list[list[str]]:
     return [[str(n) for n in (a.kills, a.pause_ms, a.seed, a.repair_limit_ms)]]
 
 
+def lessees(a: Amounts) -> list[list[str]]:
+    """Random SIGKILLs among eight workers of a queue whose messages are acknowledged, half as many."""
+    return [[str(n) for n in (a.kills // 2, a.pause_ms, a.seed, a.repair_limit_ms)]]
+
+
 def audience(a: Amounts) -> list[list[str]]:
     """SIGKILLs among publishers and subscribers of a topic, half as many; and of one that holds it up."""
     gates = max(6, a.deaths // 5)
@@ -89,7 +94,15 @@ def idle(a: Amounts) -> list[list[str]]:
     return [[str(a.idle_ms), str(a.idle_limit)]]
 
 
-PARTS = {"soak": soak, "audience": audience, "wakes": wakes, "laps": laps, "alive": alive, "idle": idle}
+PARTS = {
+    "soak": soak,
+    "lessees": lessees,
+    "audience": audience,
+    "wakes": wakes,
+    "laps": laps,
+    "alive": alive,
+    "idle": idle,
+}
 """Its name, which is that of the C program, too -> the arguments of its runs."""
 
 
