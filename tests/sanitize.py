@@ -58,10 +58,10 @@ UNORDERED_FREE = Edit(
     r"return cas_acq_rel\(&a->words\[page\], &word, freed\)",
     "return atomic_compare_exchange_strong_explicit(&a->words[page], &word, freed, 0, 0)",
 )
-UNORDERED_TAKE = Edit(
+UNORDERED_CLAIM = Edit(
     "pending.c",
-    r"cas_acq_rel\(&p->entries\[i\]\.word, &word, mine\)",
-    "atomic_compare_exchange_strong_explicit(&p->entries[i].word, &word, mine, 0, 0)",
+    r"cas_acq_rel\((word, &seen, word_of\(SHMQ_PENDING_FILLING, p->owner, serial_of\(seen\)\))\)",
+    r"atomic_compare_exchange_strong_explicit(\1, 0, 0)",
 )
 CONTROLS = {
     "asan": [
@@ -71,7 +71,7 @@ CONTROLS = {
     "tsan": [
         ("threads", "inline_messages", UNORDERED_PUBLISH),
         ("threads", "blocks", UNORDERED_FREE),
-        ("lessees", "two_and_two", UNORDERED_TAKE),
+        ("lessees", "two_and_two", UNORDERED_CLAIM),
     ],
 }
 """What each sanitizer must report: program, test, bug."""
