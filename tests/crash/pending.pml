@@ -11,13 +11,13 @@
  * A consumer is two processes, as its threads: one leases, acknowledges and gives back; `viewer` drops its view
  * whenever it likes.  Both die at once.  A consumer may leave a delivery as it is, lease another message, and come
  * back to it.  A dead peer stays dead until a reaper has repaired what it left, a reaper that dies drops its lock, and
- * the next one starts from the beginning.  The producer does not die.
+ * the next one starts from the beginning.  All messages are put before it begins.
  *
  * The ring is simpler than it is, since mpmc.pml has it: a message has a slot of its own, which any consumer finds
  * while it is READY.  All messages lie in blocks of one page.
  *
  * Time is a number that grows at most to TIMEOUTS.  Where that is 0 there is no visibility timeout: what is unacked
- * is never overdue.  Serials count modulo 8 and generations too: a run makes fewer of each of one entry and page.
+ * is never overdue.  Serials and generations count modulo 8.  Not modelled: weak memory, a wrong verdict, a close.
  *
  * Properties, as assertions: some where a step relies on them, the others when all is quiet.
  *   (a) no message is lost: it was acknowledged, or it is READY in its slot, or waits in one entry    check()
