@@ -29,6 +29,7 @@ static int begin_new(shmq_queue *q, struct shmq_delivery *d, struct shmq_record 
     if (!shmq_pending_vacant(&q->pending)) return shmq_is_over(q) ? SHMQ_SHUT_DOWN : SHMQ_UNACKED_FULL;
     int status = shmq_try_next(q, r);
     if (status == SHMQ_SHUT_DOWN && !shmq_is_over(q)) return SHMQ_EMPTY; /* what others hold may come to us */
+    if (status == SHMQ_EMPTY && shmq_is_over(q)) return SHMQ_SHUT_DOWN;  /* garbage: hint and slots differ */
     if (status != SHMQ_OK) return status;
     status = shmq_pending_try_claim(&q->pending, d);
     if (status == SHMQ_OK && (r->flags & SHMQ_RECORD_BLOCK) != 0 &&

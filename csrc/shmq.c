@@ -105,9 +105,16 @@ static int wait_until(shmq_queue *q, struct shmq_eventcount *e, struct shmq_wait
     }
 }
 
+/* Who waits has just tried.  In a segment with garbage "seems possible" may stay true and each try fail: then the
+ * deadline ends it. */
+static bool too_late(int64_t deadline_ns) {
+    return deadline_ns > SHMQ_NO_WAIT && deadline_ns != SHMQ_FOREVER && shmq_now_ns() >= deadline_ns;
+}
+
 int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
     struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
+    if (too_late(deadline_ns)) return SHMQ_EMPTY;
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
     if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
         shmq_linger(put_roomy, &need, GATHER_NS, deadline_ns);
@@ -118,6 +125,7 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
     struct need need = {.q = q, .cursor = cursor, .next_due = SHMQ_NEVER};
     int64_t until = deadline_ns;
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_GET, 0);
+    if (too_late(deadline_ns)) return SHMQ_EMPTY;
     if (q->pending.count > 0) {
         need.next_due = load_relaxed(q->pending.next_due);
         if (need.next_due < (uint64_t)deadline_ns) until = (int64_t)need.next_due;

@@ -739,6 +739,8 @@ BUGS = [
         "test_keep",
         "acknowledged_then_views_dropped",
     ),
+    bug("deadline_forgotten", "shmq.c", r"shmq_now_ns\(\) >= deadline_ns;", "false;", "test_lease"),
+    bug("over_by_hint_alone", "lease.c", r"status == SHMQ_EMPTY && shmq_is_over\(q\)", "0", "test_lease"),
     bug(
         "no_look_behind_the_ack",
         "lease.c",

@@ -519,4 +519,27 @@ TEST(a_hint_that_somebody_died_with_is_found_again) {
     tear_down();
 }
 
+/* The head is a lap too far.  The slots say that the queue is empty, and over; it is not waited for ever. */
+TEST(a_deadline_ends_the_wait_whatever_the_memory_says) {
+    set_up(0);
+    shmq_a64 *head = &rig.one->control->head.cursor;
+    store_relaxed(head, load_relaxed(head) + rig.one->ring.mpmc.mask + 1);
+    CHECK_EQ(shmq_lease(rig.one, &first.m, &first.d, shmq_deadline(MS)), SHMQ_EMPTY);
+    OK(shmq_shutdown(rig.survivor, 0));
+    CHECK_EQ(shmq_lease(rig.one, &first.m, &first.d, SHMQ_FOREVER), SHMQ_SHUT_DOWN);
+    tear_down();
+}
+
+/* A wait that finds what it waits for, and a try that does not, time and again. */
+TEST(who_waits_has_tried_and_looks_at_the_clock) {
+    set_up(0);
+    put(1, 16);
+    CHECK_EQ(shmq_wait_get(rig.one, 0, 1), SHMQ_EMPTY);
+    CHECK_EQ(shmq_wait_put(rig.survivor, 0, false, 16, 1), SHMQ_EMPTY);
+    CHECK_EQ(shmq_wait_get(rig.one, 0, SHMQ_NO_WAIT), SHMQ_OK); /* a look */
+    expect(rig.one, 1, 1);
+    check_clean(rig.other);
+    tear_down();
+}
+
 int main(int argc, char **argv) { return run_tests(argc, argv); }
