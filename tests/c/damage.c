@@ -183,7 +183,8 @@ static void work(const shmq_params *params, uint64_t first, uint64_t mutations) 
         for (int k = 0; k < 4; k++) {
             int64_t deadline = below(&seed, 50) == 0 ? shmq_deadline(MS / 10) : SHMQ_NO_WAIT;
             if (get(c, &m, deadline) != SHMQ_OK) break;
-            CHECK(m.bytes <= capacity || m.bytes <= c->ring.inline_bytes); /* whole slots: more than asked for */
+            /* A slot is a whole one: what fits in-line may be more than was asked for. */
+            CHECK(m.bytes <= capacity || m.bytes <= c->ring.inline_bytes);
             sink = touch(m.data, m.bytes);
             if (k == 1 && m.block != NULL) {
                 shmq_message_release(&held);
