@@ -4,6 +4,7 @@ A leased message is delivered again, to whoever leases next, unless it is acknow
 closed or its process dies.  ``csrc/pending.c`` has the algorithm (Redis Streams' pending entries list).
 """
 
+import random
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -29,6 +30,20 @@ def raise_nothing(status: int, name: str) -> NoReturn:
         "room for one; drop views, or create the queue with a larger arena_bytes"
     )
     errors.raise_status(status, name, no_room if status == lib.SHMQ_ARENA_FULL else "")
+
+
+def backoff(deliveries: int, first: float, factor: float, longest: float) -> float:
+    """Seconds to wait after that many deliveries in vain: see ``Message.retry``."""
+    if not (0 <= first <= 1e9 and 1 <= factor <= 1e9 and 0 <= longest <= 1e9):
+        raise ValueError(
+            f"first={first!r}, factor={factor!r}, longest={longest!r}: the times must be between 0 and 1e9 "
+            "seconds, the factor between 1 and 1e9"
+        )
+    try:
+        grown = first * float(factor) ** (deliveries - 1)
+    except OverflowError:
+        grown = longest if first else 0.0
+    return min(grown, longest) * random.uniform(0.5, 1.0)
 
 
 class Message:
@@ -62,6 +77,16 @@ class Message:
         if not 0 <= delay <= 1e9:
             raise ValueError(f"delay={delay!r}: must be between 0 and 1e9 seconds")
         self._settle(lib.shmq_nack, "given back", int(delay * 1e9))
+
+    def retry(self, first: float = 0.1, factor: float = 2.0, longest: float = 60.0) -> float:
+        """``nack`` with exponential backoff; returns the delay in seconds.
+
+        That is between half of and the whole ``first * factor ** (deliveries - 1)``, at most ``longest``: at
+        random, so that what failed together does not come again together.  After ``max_deliveries`` the
+        message is in the dead-letter queue."""
+        delay = backoff(self.deliveries, first, factor, longest)
+        self.nack(delay)
+        return delay
 
     def _settle(self, call: Any, how: str, *args: int) -> None:
         if self._settled:

@@ -15,6 +15,7 @@ import pytest
 from conftest import PRELUDE, Script, fill, poll
 
 import shmq
+from shmq.delivery import backoff
 
 Make = Callable[..., shmq.Queue]
 Start = Callable[..., Script]
@@ -160,6 +161,40 @@ def test_delays(q: shmq.Queue) -> None:
     for delay in (-1.0, float("nan"), 1e10):
         with pytest.raises(ValueError, match="between 0 and 1e9"):
             message.nack(delay)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, [0.1, 0.2, 0.4, 0.8]),
+        ({"first": 1, "factor": 3, "longest": 5}, [1, 3, 5, 5]),
+        ({"first": 2, "factor": 1}, [2, 2, 2, 2]),
+        ({"first": 1e-9, "factor": 1e9, "longest": 0.5}, [1e-9, 0.5, 0.5, 0.5]),
+        ({"first": 0, "factor": 1e9}, [0, 0, 0, 0]),
+    ],
+)
+def test_backoff(given: dict[str, float], expected: list[float]) -> None:
+    """At random between half of the delay and all of it; also where the power overflows."""
+    how = {"first": 0.1, "factor": 2, "longest": 60} | given
+    for deliveries, most in enumerate(expected, 1):
+        delays = {backoff(deliveries, **how) for _ in range(50)}
+        assert all(most / 2 <= delay <= most for delay in delays)
+        assert len(delays) > 1 or most == 0
+    assert backoff(1 << 31, **how) <= how["longest"]
+
+
+def test_a_retry_waits(q: shmq.Queue) -> None:
+    q.put("x")
+    began = time.monotonic()
+    delays = [q.lease(timeout=10).retry(first=0.05) for _ in range(2)]
+    with q.lease(timeout=10) as message:
+        assert message.deliveries == 3
+    assert time.monotonic() - began >= sum(delays)
+    q.put("y")
+    for wrong in ({"first": -1}, {"factor": 0.5}, {"longest": float("nan")}, {"first": 1e10}):
+        with q.lease() as message, pytest.raises(ValueError, match="between 0 and"):
+            message.retry(**wrong)
+        q.put("y")
 
 
 def test_a_shorter_delay_overtakes_a_sleeper(q: shmq.Queue) -> None:
