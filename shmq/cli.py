@@ -412,6 +412,8 @@ def rm(
         except (shmq.ShmqError, OSError) as error:
             refused = True
             _complain(error)
+    if stale and (bells := checks.remove_unheard_doorbells()):
+        print(f"removed {bells} doorbell{'s' if bells > 1 else ''} of dead event loops")
     if refused:
         raise typer.Exit(2)
 

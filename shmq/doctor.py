@@ -2,7 +2,7 @@
 
 Each check is a small function from paths or numbers to one `Verdict`, so that a test can hand it a
 made-up /proc or cgroup tree. Kernel features are tried, not looked up by version: containers and
-sandboxes refuse calls which their kernel version promises. Nothing here changes the machine, and
+sandboxes refuse calls which their kernel version promises. Nothing in them changes the machine, and
 rendering is left to `shmq.cli`.
 """
 
@@ -16,11 +16,13 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
@@ -112,6 +114,7 @@ def diagnose() -> Iterator[Finding]:
         ("torch", lambda: package("torch", "Only needed to pass torch tensors.")),
         ("ml_dtypes", lambda: package("ml_dtypes", "Only for bfloat16 and float8 in numpy.")),
         ("stale segments", lambda: stale_segments(survey(), time.time(), os.geteuid())),
+        ("doorbells", lambda: doorbells(doorbell_directory(), os.geteuid())),
     )
     for check, run in plan:
         try:
@@ -348,6 +351,51 @@ def stale_segments(seen: Sequence[Surveyed], now: float, uid: int) -> Verdict:
     remedy = " && ".join(map(shlex.join, commands))
     value = f"{len(unused) + len(broken)} of {len(mine)}, {held}"
     return _warn(value, f"If nobody will attach to them again: {remedy}")
+
+
+def doorbell_directory() -> Path:
+    """Where the event loops of this user have their FIFOs: see ``csrc/doorbell.c``."""
+    return Path(f"/dev/shm/shmq-doorbells-{os.geteuid()}")
+
+
+def unheard_doorbells(directory: Path) -> list[Path]:
+    """FIFOs that nobody has open: their processes are dead."""
+    return [path for path in sorted(directory.glob("*")) if path.is_fifo() and not _is_heard(path)]
+
+
+def remove_unheard_doorbells() -> int:
+    """How many there were.  One that is made meanwhile has a reader before it has its name."""
+    unheard = unheard_doorbells(doorbell_directory())
+    for path in unheard:
+        path.unlink(missing_ok=True)
+    if unheard:
+        with suppress(OSError):  # others are there
+            doorbell_directory().rmdir()
+    return len(unheard)
+
+
+def _is_heard(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+    except OSError as error:
+        return error.errno != errno.ENXIO
+    return True
+
+
+def doorbells(directory: Path, uid: int) -> Verdict:
+    """FIFOs by which event loops are woken; those of killed processes go when the next loop makes one."""
+    if not directory.is_symlink() and not directory.exists():
+        return _ok("none")
+    there = directory.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != uid or stat.S_IMODE(there.st_mode) != 0o700:
+        return _fail(
+            f"{directory} is not a directory of yours of mode 0700",
+            f"Waits in event loops (shmq.aio) raise WrongOwner until it is gone: rm -rf {directory}",
+        )
+    unheard = len(unheard_doorbells(directory))
+    heard = sum(path.is_fifo() for path in directory.glob("*")) - unheard
+    left = f", {unheard} of processes that were killed" if unheard else ""
+    return _ok(f"{heard} in use{left}", "shmq rm --stale removes those." if unheard else "")
 
 
 def _quota(level: Path) -> float | None:

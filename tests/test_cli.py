@@ -329,6 +329,38 @@ for arguments in (["rm"], ["rm", "--stale", "b"]):
     )
 
 
+def test_rm_stale_removes_doorbells_that_nobody_hears(in_small_shm: Callable[[str, str], str]) -> None:
+    in_small_shm(
+        "64m",
+        DEAD_AND_ALIVE
+        + """
+import asyncio
+from shmq import aio
+def bells(): return os.listdir(f"/dev/shm/shmq-doorbells-{os.geteuid()}")
+async def wait_in(name, then):
+    async with aio.Queue(name, arena_bytes=1 << 20) as q:
+        waiting = asyncio.ensure_future(q.get())
+        while not any(p.parks for p in q.peers()): await asyncio.sleep(0)
+        then()
+        waiting.cancel()
+pid = os.fork()
+if pid == 0: asyncio.run(wait_in("a", lambda: os.kill(os.getpid(), 9)))
+os.waitpid(pid, 0)
+assert len(bells()) == 1
+assert "1 of processes that were killed" in run("doctor")[1]
+def beside_another():
+    assert len(bells()) == 1, bells()  # ours: whoever makes one removes those of the dead
+    os.mkfifo(f"/dev/shm/shmq-doorbells-{os.geteuid()}/{7:016x}")
+    status, text = run("rm", "--stale")
+    assert (status, text) == (0, "removed a\\nremoved 1 doorbell of dead event loops\\n"), text
+    assert len(bells()) == 1
+asyncio.run(wait_in("b", beside_another))
+assert run("rm", "--stale") == (0, "removed b\\n"), run("ls")
+assert os.listdir("/dev/shm") == []
+""",
+    )
+
+
 def test_doctor_repairs(in_small_shm: Callable[[str, str], str]) -> None:
     in_small_shm(
         "64m",

@@ -368,3 +368,29 @@ def test_a_foreign_file_is_stale_and_its_name_is_safe_to_paste(name: str) -> Non
     assert status == "warn"
     assert doctor.stale_segments(found, time.time(), os.getuid() + 1)[0] == "ok"
     assert advice.endswith(rf"rm '/dev/shm/shmq.{name}\n$(touch x)'")
+
+
+# -- doorbells ------------------------------------------------------------------------------------
+
+
+def test_doorbells(tmp_path: Path) -> None:
+    directory, uid = tmp_path / "bells", os.geteuid()
+    assert doctor.doorbells(directory, uid) == ("ok", "none", "")
+    directory.mkdir(mode=0o700)
+    for i in range(3):
+        os.mkfifo(directory / f"{i:016x}")
+    heard = os.open(directory / f"{1:016x}", os.O_RDWR)
+    try:
+        status, value, advice = doctor.doorbells(directory, uid)
+    finally:
+        os.close(heard)
+    assert (status, value) == ("ok", "1 in use, 2 of processes that were killed")
+    assert "--stale" in advice
+    assert doctor.doorbells(directory, uid + 1)[0] == "fail"
+    directory.chmod(0o750)
+    assert doctor.doorbells(directory, uid)[0] == "fail"
+    (tmp_path / "link").symlink_to(directory)
+    (tmp_path / "file").touch(mode=0o700)
+    for other in ("link", "file"):
+        status, _, advice = doctor.doorbells(tmp_path / other, uid)
+        assert (status, "rm -rf" in advice) == ("fail", True)
