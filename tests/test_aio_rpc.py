@@ -417,13 +417,15 @@ WORKER = (
     PRELUDE
     + """
 import asyncio
+from contextlib import suppress
 from shmq import aio
 
 async def handler(value):
     for i in range(value["n"]):
-        if i == value["n"] // 2 and not os.path.exists(value["flag"]):
-            os.close(os.open(value["flag"], os.O_CREAT | os.O_WRONLY))
-            os.kill(os.getpid(), signal.SIGKILL)
+        if i == value["n"] // 2:
+            with suppress(FileExistsError):  # another worker is the one that dies
+                os.close(os.open(value["flag"], os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                os.kill(os.getpid(), signal.SIGKILL)
         yield [i, np.full(500, i)]
 
 async def main():
