@@ -166,6 +166,13 @@ void shmq_peers_testify(struct shmq_segment *segment, uint32_t index, uint64_t e
                         const struct shmq_hands *hands, uint32_t roles);
 /* True where the entry is vacant because its peer died, and nobody has come since. */
 bool shmq_peers_left_dead(const struct shmq_peer *peer, uint64_t word);
+/* A process: others that get its pid have another start time. */
+struct shmq_process {
+    uint64_t pid, start_ticks;
+};
+/* Who is there, or was when it died.  Hints where to look sooner, never a verdict. */
+uint32_t shmq_peers_roster(const struct shmq_segment *segment, struct shmq_process *roster,
+                           uint32_t capacity);
 
 /* ---- doorbell.c ---- */
 
@@ -202,6 +209,7 @@ bool shmq_bell_arm(const struct shmq_segment *segment, uint32_t myself, struct s
 void shmq_bell_disarm(const struct shmq_segment *segment, uint32_t myself, const struct shmq_eventcount *e);
 /* Wakes everyone who waits at `e`, asleep or in an event loop.  `bells` may be NULL. */
 void shmq_wake_slow(const struct shmq_segment *segment, struct shmq_bells *bells, struct shmq_eventcount *e);
+void shmq_bell_news(const struct shmq_segment *segment, uint32_t myself); /* we have joined */
 void shmq_bells_close(struct shmq_bells *bells); /* once no thread can ring any more */
 
 /* ---- spsc.c ---- */

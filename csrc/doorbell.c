@@ -36,7 +36,9 @@
  * at the end of a slice: that waker may be dead.
  *
  * The slice: who waits looks again after SHMQ_SLICE_NS at the latest, as sleepers do (wait.c), because the dead do not
- * ring, and arms anew.  A bell is a hint for the time before that, so no failure of W5 is an error.
+ * ring, and arms anew.  A bell is a hint for the time before that, so no failure of W5 is an error.  A loop that the
+ * kernel tells of the death of each peer (pidfds) may make its slices longer; so that it knows its peers, a newcomer
+ * rings all bells (shmq_bell_news).
  *
  * The FIFOs lie beside the segments, in /dev/shm/shmq-doorbells-UID of mode 0700: visible where those are,
  * and to nobody else.  Both ends open one for reading and writing: a waker then neither waits for a reader,
@@ -255,6 +257,23 @@ void shmq_wake_slow(const struct shmq_segment *s, struct shmq_bells *bells, stru
         shmq_bells_close(&none);
     }
     errno = error;
+}
+
+/* A newcomer: loops want to hear of its death, see shmq_peers_roster.  The bits stay, so with us nobody's wake-up is
+ * lost.  A loop that is not rung had not stored its doorbell (B0) when we looked, so it sees `joined` when it looks
+ * behind its fence; and our entry is LIVE by then. */
+void shmq_bell_news(const struct shmq_segment *s, uint32_t myself) {
+    (void)add32_seq_cst(&s->control->roles.joined, 1);
+    full_fence();
+    uint32_t end = load32_relaxed(&s->control->not_full.bells_end);
+    uint32_t at_gets = load32_relaxed(&s->control->not_empty.bells_end);
+    if (at_gets > end) end = at_gets;
+    for (uint32_t i = 0; i < end && i < s->geometry.peers; i++) {
+        struct shmq_bell_kept bell = {0};
+        if (i == myself || (load_acquire(&s->peers[i].word) & 0xff) != SHMQ_PEER_LIVE) continue;
+        ring_one(&bell, load_relaxed(&s->peers[i].doorbell));
+        stop_keeping(&bell);
+    }
 }
 
 void shmq_bells_close(struct shmq_bells *bells) {

@@ -94,6 +94,7 @@ static int open_handle(struct shmq_segment *segment, bool creating, bool observe
         shmq_settle_in(q);
         shmq_note(q, SHMQ_OP_ATTACH, 0);
         if (creating) shmq_segment_ready(&q->segment);
+        else shmq_bell_news(&q->segment, q->me.index); /* before we can take anybody's wake-up */
     }
     atomic_store(&q->users, 1);
     atomic_store(&q->references, 1);

@@ -116,9 +116,9 @@ struct shmq_roles {
     shmq_a64 lost_producer;
     shmq_a64 joins;           /* topic: subscriptions so far; publishers look whether it has changed */
     shmq_a32 subscribers_end; /* topic: no peer from here on has ever subscribed; only ever grows */
-    uint32_t unused1;
-    shmq_a64 dropped_oldest; /* by producers that found no room, from what waited */
-    shmq_a64 dropped_newest; /* ... and were to put */
+    shmq_a32 joined;          /* how often a peer has; wraps.  Event loops look whether it has changed */
+    shmq_a64 dropped_oldest;  /* by producers that found no room, from what waited */
+    shmq_a64 dropped_newest;  /* ... and were to put */
     uint8_t unused[SHMQ_LINE - 72];
 };
 

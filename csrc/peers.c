@@ -134,6 +134,16 @@ bool shmq_peers_left_dead(const struct shmq_peer *peer, uint64_t word) {
            load_acquire(&peer->verdict.life) == peer_epoch(word);
 }
 
+uint32_t shmq_peers_roster(const struct shmq_segment *s, struct shmq_process *roster, uint32_t capacity) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->geometry.peers && n < capacity; i++) {
+        const struct shmq_peer *peer = &s->peers[i];
+        if (peer_state(load_acquire(&peer->word)) != SHMQ_PEER_LIVE) continue;
+        roster[n++] = (struct shmq_process){.pid = peer->pid, .start_ticks = peer->start_ticks};
+    }
+    return n;
+}
+
 /* Of the entries that the dead left, the one whose turn comes next: by the time of their verdicts, then by index.
  * *at: the last one's, then this one's.  UINT32_MAX: none is left. */
 static uint32_t next_of_the_dead(const struct shmq_segment *s, uint32_t last, uint64_t *at) {

@@ -796,6 +796,41 @@ static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int for_block, 
     return status;
 }
 
+/* How often a peer has joined; negative: closed. */
+static int64_t py_joined(shmq_queue *q) {
+    if (!shmq_try_pin(q)) return -1;
+    int64_t joined = load32_acquire(&q->control->roles.joined);
+    shmq_unpin(q);
+    return joined;
+}
+
+/* (pid, start time) of each peer, at the end of a list.  Negative: no memory. */
+static int py_roster(shmq_queue *q, uintptr_t list) {
+    if (!shmq_try_pin(q)) return 0;
+    uint32_t n = 0, capacity = q->segment.geometry.peers;
+    struct shmq_process *roster = malloc(capacity * sizeof *roster);
+    if (roster != NULL) n = shmq_peers_roster(&q->segment, roster, capacity);
+    shmq_unpin(q);
+    int failed = roster == NULL;
+    for (uint32_t i = 0; i < n && !failed; i++) {
+        PyObject *one =
+            Py_BuildValue("KK", (unsigned long long)roster[i].pid, (unsigned long long)roster[i].start_ticks);
+        failed = one == NULL || PyList_Append((PyObject *)list, one) != 0;
+        Py_XDECREF(one);
+    }
+    free(roster);
+    if (failed) PyErr_Clear();
+    return -failed;
+}
+
+/* When a message of an at_least_once queue is delivered again, or INT64_MAX. */
+static int64_t py_next_due(shmq_queue *q) {
+    if (!shmq_try_pin(q)) return INT64_MAX;
+    uint64_t due = q->pending.count > 0 ? load_relaxed(q->pending.next_due) : SHMQ_NEVER;
+    shmq_unpin(q);
+    return due < (uint64_t)INT64_MAX ? (int64_t)due : INT64_MAX;
+}
+
 static void py_look_now(shmq_queue *q) {
     if (!shmq_try_pin(q)) return;
     PyThreadState *state = PyEval_SaveThread();

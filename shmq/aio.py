@@ -9,7 +9,7 @@ async with aio.Queue("prefill") as q:
 Each class wraps a handle of the same name (``of`` wraps one that is open) and speaks its language:
 parameters, messages and errors are those of ``shmq.Queue``, ``shmq.Topic`` and ``shmq.Subscription``.
 Where the others block a thread, these suspend a task: no thread, no polling, and an idle wait takes no
-processor time but for a look at the peers every 100 ms.  What need not wait makes no system call and does
+processor time but for a look at the peers each second.  What need not wait makes no system call and does
 not suspend, so a loop of such calls keeps the other tasks waiting, as with ``asyncio.Queue``; ``async for``
 suspends about once a millisecond.
 
@@ -377,8 +377,7 @@ class Queue(_Putting, _Getting):
     async def lease(self, timeout: float | None = None, copy: bool = False) -> Message:
         """Takes the next message of an at_least_once queue: ``with await q.lease() as message: ...``.
 
-        Cancelled, it has taken none.  What is to come again after a delay may come up to 100 ms late.
-        Otherwise as ``shmq.Queue.lease``."""
+        Cancelled, it has taken none.  Otherwise as ``shmq.Queue.lease``."""
         deadline = _deadline(timeout)
         item = self._handle._try_lease(copy)
         if type(item) is int:

@@ -11,8 +11,10 @@ to try again: messages never pass through here, so there is none to lose.
     look: may the first one go on?  yes: it is woken, and nobody else until it has left
                                     no: the doorbell is armed, and everyone waits
 
-While a task waits, a timer looks again every 100 ms, as sleeping threads do (``csrc/wait.c``): who died
-before it could ring is repaired, and what it had made available is found.  No task waits: no timer.
+Who dies before it rings is repaired by whoever looks, and what it had made available is then found.  The
+loop hears of the deaths of its peers (``deaths.py``), and of newcomers by a ring, and looks then.  Where
+that cannot be, a timer looks every 100 ms, as sleeping threads do (``csrc/wait.c``); else every second, for
+whoever is stopped between taking a wake-up upon itself and ringing.  No task waits: no timer.
 """
 
 import asyncio
@@ -24,13 +26,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from . import errors
 from ._core import ffi, lib
+from .deaths import Deaths, Process
 from .handle import Handle
 
 SLICE_S = 0.1
-"""Longest wait without a look at the peers."""
+"""Longest wait without a look at the peers, where the death of one of them would not be told."""
+CALM_SLICE_S = 1.0
+"""Where it is."""
 SHORT_SLICE_S = 0.001
 """After one or two of these an armed doorbell is made sure of, which is too expensive for every wait."""
 
@@ -49,9 +55,11 @@ class Doorbell:
 
     __slots__ = (
         "__weakref__",
+        "_deaths",
         "_fd",
         "_finalizer",
         "_gates",
+        "_rosters",
         "_settler",
         "_timer",
         "_turn",
@@ -72,8 +80,12 @@ class Doorbell:
         self._settler: asyncio.TimerHandle | None = None
         self._turn = 0
         self._users = 0
-        self._finalizer = weakref.finalize(self, _end, loop, self.number, self._fd, self.pid)
-        loop.add_reader(self._fd, _rung, weakref.ref(self))
+        me = weakref.ref(self)
+        self._deaths = Deaths(loop, partial(_somebody_died, me))
+        self._rosters: dict[int, frozenset[Process]] = {}
+        """Of each handle, by the id of its ``Waits``."""
+        self._finalizer = weakref.finalize(self, _end, loop, self.number, self._fd, self.pid, self._deaths)
+        loop.add_reader(self._fd, _rung, me)
 
     @staticmethod
     def of(loop: Loop) -> "Doorbell":
@@ -95,11 +107,30 @@ class Doorbell:
                 del _doorbells[self.loop]
             self._finalizer()
 
+    def follow(self, waits: "Waits", roster: frozenset[Process]) -> bool:
+        """These are the peers of a handle.  True if the deaths of all of them are going to be told."""
+        self._rosters[id(waits)] = roster
+        self._deaths.forget_all_but(frozenset().union(*self._rosters.values()))
+        told = [self._deaths.watch(process) for process in roster]
+        return all(told)
+
+    def unfollow(self, waits: "Waits") -> None:
+        """The handle is another loop's, or closed."""
+        if self._rosters.pop(id(waits), None) is not None:
+            self._deaths.forget_all_but(frozenset().union(*self._rosters.values()))
+
+    def _start_timer(self, slice_s: float) -> None:
+        """Unless it goes off sooner."""
+        if self._timer is not None:
+            if self._timer.when() <= self.loop.time() + slice_s:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_later(slice_s, _slice_over, weakref.ref(self))
+
     def add(self, gate: "Gate") -> None:
         """Tasks wait there from now on."""
         self._gates.add(gate)
-        if self._timer is None:
-            self._timer = self.loop.call_later(SLICE_S, _slice_over, weakref.ref(self))
+        self._start_timer(gate.slice_s())
         if gate.unsure_since is not None:
             self._start_settling()
 
@@ -134,14 +165,24 @@ class Doorbell:
             os.read(self._fd, 64)  # more: the loop comes again
         for gate in list(self._gates):
             gate.look()
+            self._start_timer(gate.follow())  # the newcomer's ring may be this one
 
     def slice_over(self) -> None:
         """The timer's."""
         self._timer = None
+        self.look_around()
+
+    def somebody_died(self) -> None:
+        """A peer; that is told once.  Until it is repaired, by whomever, slices are short again."""
+        for gate in self._gates:
+            gate.waits.watched = False
+        self.look_around()
+
+    def look_around(self) -> None:
+        """Who has died is repaired."""
         for gate in tuple(self._gates):
             gate.look_around()
-        if self._gates:
-            self._timer = self.loop.call_later(SLICE_S, _slice_over, weakref.ref(self))
+            self._start_timer(gate.follow())
 
 
 # The loop knows a doorbell by weak references only, so that it ends with the last handle.
@@ -150,6 +191,11 @@ class Doorbell:
 def _rung(bell: "weakref.ref[Doorbell]") -> None:
     if (found := bell()) is not None:
         found.rung()
+
+
+def _somebody_died(bell: "weakref.ref[Doorbell]") -> None:
+    if (found := bell()) is not None:
+        found.somebody_died()
 
 
 def _slice_over(bell: "weakref.ref[Doorbell]") -> None:
@@ -173,7 +219,7 @@ def _raise(status: int) -> None:
     raise OSError(ffi.errno, f"cannot make a doorbell in {directory}: {os.strerror(ffi.errno)}")
 
 
-def _end(loop: Loop, number: int, fd: int, pid: int) -> None:
+def _end(loop: Loop, number: int, fd: int, pid: int, deaths: Deaths) -> None:
     """Once nobody needs the doorbell, and at exit.  Any thread may have dropped the last handle."""
     if os.getpid() != pid:
         return  # the parent's
@@ -184,12 +230,13 @@ def _end(loop: Loop, number: int, fd: int, pid: int) -> None:
         here = False
     if loop.is_running() and not here:
         with suppress(RuntimeError):  # closed just now
-            loop.call_soon_threadsafe(_stop_polling, loop, number, fd)
+            loop.call_soon_threadsafe(_stop_polling, loop, number, fd, deaths)
     else:
-        _stop_polling(loop, number, fd)
+        _stop_polling(loop, number, fd, deaths)
 
 
-def _stop_polling(loop: Loop, number: int, fd: int) -> None:
+def _stop_polling(loop: Loop, number: int, fd: int, deaths: Deaths) -> None:
+    deaths.close()
     if not loop.is_closed():
         loop.remove_reader(fd)
     lib.shmq_doorbell_close(number, fd)
@@ -218,11 +265,12 @@ class Gate:
 
     ``arm``: ``py_arm_get`` or ``py_arm_put``.  OK: another try makes sense; else the doorbell is armed."""
 
-    __slots__ = ("_arm", "_waiting", "_waits", "_woken", "unsure_since")
+    __slots__ = ("__weakref__", "_arm", "_due", "_waiting", "_woken", "unsure_since", "waits")
 
     def __init__(self, waits: "Waits", arm: Callable[..., int]) -> None:
-        self._waits = waits
+        self.waits = waits
         self._arm = arm
+        self._due: asyncio.TimerHandle | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -237,7 +285,7 @@ class Gate:
 
         The future is done when another try makes sense, or the deadline has passed.  ``again``: it has tried
         in vain after a wait, and keeps its place."""
-        bell = self._waits.bell()
+        bell = self.waits.bell()
         loop = bell.loop
         place = Place(loop.create_future(), need)
         if deadline != sys.maxsize:
@@ -249,6 +297,8 @@ class Gate:
             self._waiting.append(place)
         bell.add(self)
         self.look()
+        if not place.woken:
+            bell._start_timer(self.follow())
         return place
 
     def quit(self, place: "Place") -> None:
@@ -264,12 +314,12 @@ class Gate:
         """A task is done here, or was cancelled: whoever waits behind it may go on now."""
         if self._waiting:
             self.look()
-        elif (bell := self._waits.bound) is not None:
+        elif (bell := self.waits.bound) is not None:
             bell.discard(self)
 
     def look(self, how: int = ARM) -> None:
         """Wakes the first task that may go on; where there is none, the doorbell is armed."""
-        handle, bell = self._waits.handle(), self._waits.bound
+        handle, bell = self.waits.handle(), self.waits.bound
         if self._woken or handle is None or bell is None:
             return  # whoever was woken looks when it leaves
         for place in self._waiting:
@@ -286,11 +336,41 @@ class Gate:
             elif how == SURELY:
                 self.unsure_since = None
             if not place.need:
+                self._await_due(handle, bell)
                 return  # gets all wait for the same
+
+    def _await_due(self, handle: Handle, bell: Doorbell) -> None:
+        """A message that is to be delivered again later rings nobody."""
+        if handle._max_unacked == 0:
+            return
+        left_s = (lib.py_next_due(handle._c) - time.monotonic_ns()) / 1e9
+        if left_s > CALM_SLICE_S:
+            return
+        at = bell.loop.time() + max(left_s, 0.0)
+        if self._due is not None:
+            if self._due.when() <= at:
+                return
+            self._due.cancel()
+        self._due = bell.loop.call_at(at, _is_due, weakref.ref(self))
+
+    def due(self) -> None:
+        """The timer's."""
+        self._due = None
+        if self._waiting:
+            self.look()
+
+    def slice_s(self) -> float:
+        """How long tasks may wait here without a look at the peers."""
+        return CALM_SLICE_S if self.waits.watched else SLICE_S
+
+    def follow(self) -> float:
+        """Learns of peers that have come, and makes sure to hear of their deaths; then as ``slice_s``."""
+        self.waits.follow()
+        return self.slice_s()
 
     def look_around(self) -> None:
         """At the end of a slice: repairs what the dead left, first."""
-        if (handle := self._waits.handle()) is not None:
+        if (handle := self.waits.handle()) is not None:
             lib.py_look_now(handle._c)
             self.look(AGAIN)
 
@@ -302,14 +382,22 @@ class Gate:
             _expire(place.future)
 
 
+def _is_due(gate: "weakref.ref[Gate]") -> None:
+    if (found := gate()) is not None:
+        found.due()
+
+
 class Waits:
     """What the tasks of one event loop wait for on one handle."""
 
-    __slots__ = ("bound", "getters", "handle", "putters")
+    __slots__ = ("_joined", "bound", "getters", "handle", "putters", "watched")
 
     def __init__(self, handle: Handle) -> None:
         self.handle = weakref.ref(handle)
         self.bound: Doorbell | None = None
+        self._joined = -1
+        self.watched = False
+        """The deaths of all peers are going to be told."""
         self.getters = Gate(self, lib.py_arm_get)
         self.putters = Gate(self, lib.py_arm_put)
 
@@ -337,10 +425,28 @@ class Waits:
         self.getters.forget()
         self.putters.forget()
         if bell is not None:
-            bell.let_go()
+            self._let_go_of(bell)
         self.bound = Doorbell.of(loop)
         self.bound.bind()
         return self.bound
+
+    def follow(self) -> None:
+        """Behind the arming: who joins later rings, see ``shmq_bell_news``."""
+        handle, bell = self.handle(), self.bound
+        if handle is None or bell is None:
+            return
+        joined = lib.py_joined(handle._c)  # before the roster
+        if joined == self._joined and self.watched:
+            return
+        roster: list[Process] = []
+        complete = lib.py_roster(handle._c, id(roster)) == 0
+        self._joined = joined
+        self.watched = bell.follow(self, frozenset(roster)) and complete
+
+    def _let_go_of(self, bell: Doorbell) -> None:
+        self._joined, self.watched = -1, False
+        bell.unfollow(self)
+        bell.let_go()
 
     def close(self) -> None:
         """The handle was closed.  Any thread."""
@@ -364,7 +470,7 @@ class Waits:
             if bell is not None:
                 bell.discard(gate)
         if bell is not None:
-            bell.let_go()
+            self._let_go_of(bell)
 
 
 _all_waits: "weakref.WeakKeyDictionary[Handle, Waits]" = weakref.WeakKeyDictionary()

@@ -470,6 +470,22 @@ BUGS = [
         "test_doorbell",
     ),
     bug(
+        "newcomers_take_the_bit",
+        "doorbell.c",
+        r"ring_one\(&bell, load_relaxed\(&s->peers\[i\]\.doorbell\)\);",
+        r"(void)and32_seq_cst(&s->peers[i].bells, 0); \g<0>",
+        "test_doorbell",
+    ),
+    bug("newcomers_are_silent", "handle.c", r"else shmq_bell_news\(.*\);", "", "test_doorbell"),
+    bug(
+        "newcomers_ring_before_they_are_there",
+        "doorbell.c",
+        r"^    \(void\)add32_seq_cst\(&s->control->roles\.joined, 1\);\n(    full_fence\(\);\n(?:.*\n)*?)^\}",
+        r"\1    (void)add32_seq_cst(&s->control->roles.joined, 1);\n}",
+        "points_doorbell",
+        "a_get_that_waits_in_a_loop_at_every_point_of_a_newcomer",
+    ),
+    bug(
         "a_bell_is_inherited",
         "peers.c",
         r"^    store32_relaxed\(&peer->bells, 0\);\n",

@@ -103,6 +103,7 @@ static bool killed_put(uint64_t n) {
     pid_t pid = fork_child();
     if (pid == 0) {
         shmq_queue *q = lab_attach(scene.object);
+        (void)rings(); /* the newcomer's */
         arm(n, die);
         OK(lab_put(q, 7, BYTES, SHMQ_NO_WAIT));
         _exit(disarm() ? 0 : 1);
@@ -111,6 +112,54 @@ static bool killed_put(uint64_t n) {
     CHECK_EQ(waitpid(pid, &status, 0), pid);
     CHECK(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
     return WIFSIGNALED(status);
+}
+
+static shmq_queue *newcomer;
+static void join(void) { newcomer = lab_attach(scene.object); }
+
+static uint32_t seen_joined, seen_there;
+static void begin_to_wait(void) {
+    uint64_t number;
+    CHECK_EQ(turn(scene.consumer, &number), SHMQ_EMPTY);
+    struct shmq_process roster[8];
+    seen_joined = load32_relaxed(&scene.consumer->control->roles.joined);
+    seen_there = shmq_peers_roster(&scene.consumer->segment, roster, 8);
+}
+static void expect_to_know_the_newcomer(void) {
+    bool seen = seen_joined == load32_relaxed(&newcomer->control->roles.joined);
+    CHECK(seen ? seen_there == 3 : rings() > 0);
+}
+
+/* Whoever looks at `joined` behind its arming has seen the newcomer, or is rung. */
+TEST(a_newcomer_at_every_point_of_a_get_that_waits_in_a_loop) {
+    uint64_t n = 0;
+    for (bool missed = false; !missed; n++) {
+        scene_open(SHMQ_KIND_MPMC);
+        newcomer = NULL;
+        arm(n, join);
+        begin_to_wait();
+        missed = disarm();
+        if (newcomer == NULL) join();
+        expect_to_know_the_newcomer();
+        shmq_free(newcomer);
+        scene_close();
+    }
+    CHECK(n > 4);
+}
+
+TEST(a_get_that_waits_in_a_loop_at_every_point_of_a_newcomer) {
+    uint64_t n = 0;
+    for (bool missed = false; !missed; n++) {
+        scene_open(SHMQ_KIND_MPMC);
+        arm(n, begin_to_wait);
+        join();
+        missed = disarm();
+        if (missed) begin_to_wait();
+        expect_to_know_the_newcomer();
+        shmq_free(newcomer);
+        scene_close();
+    }
+    CHECK(n > 4);
 }
 
 /* Whatever a waker had done when it died: when the slice ends, the waiter has the message, or is armed again, and
@@ -152,6 +201,7 @@ static void arm_in_a_child(uint64_t n, bool *killed) {
         int fd;
         shmq_queue *q = lab_attach(scene.object);
         OK(shmq_doorbell_open(&number, &fd));
+        (void)rings(); /* the newcomer's */
         arm(n, die);
         CHECK_EQ(shmq_arm_get(q, shmq_ring_cursor(&q->ring, &q->get.ring), number, SHMQ_ARM), SHMQ_NOT_READY);
         CHECK(disarm());

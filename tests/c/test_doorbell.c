@@ -392,6 +392,29 @@ TEST(a_repair_rings) {
     rig_close();
 }
 
+/* Loops hear of it, and then of its death by other means; nobody's wake-up is taken away. */
+TEST(a_newcomer_rings_all_that_have_a_bell) {
+    rig_open();
+    uint32_t joined = load32_relaxed(&rig.of[A]->control->roles.joined);
+    CHECK_EQ(arm_get(rig.of[B]), SHMQ_NOT_READY);
+    struct shmq_process roster[4];
+    CHECK_EQ(shmq_peers_roster(&rig.of[B]->segment, roster, 4), 2);
+    shmq_queue *third = lab_attach(rig.object);
+    CHECK_EQ(rings(rig.bell), 1);
+    CHECK_EQ(load32_relaxed(&third->control->roles.joined), joined + 1);
+    CHECK_EQ(load32_relaxed(&not_empty()->armed), SHMQ_ARMED_BELLS);
+    CHECK_EQ(load32_relaxed(&entry(B)->bells), SHMQ_BELL_NOT_EMPTY);
+    CHECK_EQ(shmq_peers_roster(&rig.of[B]->segment, roster, 4), 3);
+    CHECK_EQ(roster[2].pid, (uint64_t)getpid());
+    CHECK_EQ(roster[2].start_ticks, rig.of[B]->segment.peers[third->me.index].start_ticks);
+    CHECK_EQ(shmq_peers_roster(&rig.of[B]->segment, roster, 2), 2);
+    shmq_free(third);
+    CHECK_EQ(shmq_peers_roster(&rig.of[B]->segment, roster, 4), 2);
+    OK(lab_put(rig.of[A], 1, 64, SHMQ_NO_WAIT));
+    CHECK_EQ(rings(rig.bell), 1);
+    rig_close();
+}
+
 /* ---- threads ---- */
 
 enum { THREADS = 3, ROUNDS = 1000 };
