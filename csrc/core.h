@@ -7,7 +7,7 @@
  *     handle.c    a handle's life, its roles
  *     recover.c   the order of repair
  *     ring.c      a ring of any kind
- *     share.c | keep.c                         the blocks of a topic; of what is to be acknowledged
+ *     share.c | keep.c | lanes.c     the blocks of a topic; of what is to be acknowledged; two mpmc rings as one
  *     spsc.c | mpmc.c | topic.c | arena.c | pending.c    the structures; none knows another, none waits
  *     doorbell.c                               wake-ups of event loops
  *     peers.c     who is attached, who is alive
@@ -282,6 +282,7 @@ bool shmq_mpmc_unread(const struct shmq_slots *ring);
 bool shmq_mpmc_roomy(const struct shmq_slots *ring); /* a quarter of the ring is free */
 /* No message waits, and none is being written at the head. */
 bool shmq_mpmc_drained(const struct shmq_slots *ring);
+uint64_t shmq_mpmc_waiting(const struct shmq_slots *ring); /* messages, as shmq_mpmc_look counts them */
 int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_record *record);
 uint64_t shmq_mpmc_claimed(const struct shmq_slots *ring);
 bool shmq_mpmc_untouched(const struct shmq_slots *ring); /* no message in it, nor one on its way in or out */
@@ -509,22 +510,49 @@ void shmq_share_release(const struct shmq_topic *topic, struct shmq_arena *arena
                         uint64_t word);
 void shmq_share_recover(const struct shmq_topic *topic, struct shmq_arena *arena, uint32_t dead);
 
-/* ---- ring.c ---- */
+/* ---- lanes.c ---- */
 
+/* A ring of any kind, see ring.c; and what one side of it keeps to itself. */
 struct shmq_ring {
     bool is_spsc, is_topic; /* neither: mpmc */
+    bool is_apart;          /* a topic, or mpmc with two lanes */
+    uint32_t lanes;         /* of slots: 1 or 2; spsc: 0 */
     uint32_t inline_bytes;
     uint64_t first_cursor;
     struct shmq_spsc spsc;
-    struct shmq_slots mpmc;
+    struct shmq_slots mpmc, urgent; /* mpmc: the bulk lane is the only one, or the second */
     struct shmq_topic topic;
 };
 
 struct shmq_ring_side {
+    uint32_t urgent;   /* the lane: in which it reserves, set before; or in which it peeked */
+    uint32_t in_a_row; /* consumer: urgent messages, since it took one that was not */
     struct shmq_spsc_side spsc;
     struct shmq_mpmc_side mpmc;
     struct shmq_topic_side topic;
 };
+
+static inline const struct shmq_slots *shmq_lanes_slots(const struct shmq_ring *ring, uint32_t urgent) {
+    return SHMQ_UNLIKELY(urgent != 0) && ring->lanes == 2 ? &ring->urgent : &ring->mpmc;
+}
+
+SHMQ_APART int shmq_lanes_try_reserve(const struct shmq_ring *ring, struct shmq_ring_side *producer,
+                                      uint32_t bytes, uint16_t codec, uint16_t flags,
+                                      struct shmq_record *record);
+SHMQ_APART void shmq_lanes_commit(const struct shmq_ring *ring, struct shmq_ring_side *producer);
+SHMQ_APART void shmq_lanes_abort(const struct shmq_ring *ring, struct shmq_ring_side *producer);
+SHMQ_APART int shmq_lanes_try_peek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
+                                   struct shmq_record *record);
+/* The same in one lane only. */
+int shmq_lanes_try_peek_in(const struct shmq_ring *ring, struct shmq_ring_side *consumer, uint32_t urgent,
+                           struct shmq_record *record);
+SHMQ_APART void shmq_lanes_release(const struct shmq_ring *ring, struct shmq_ring_side *consumer);
+SHMQ_APART void shmq_lanes_unpeek(const struct shmq_ring *ring, struct shmq_ring_side *consumer);
+int shmq_lanes_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
+/* Is there a message at the position of a page word's argument that names this block? */
+bool shmq_lanes_published(const struct shmq_ring *ring, uint64_t argument, uint64_t handle);
+
+/* ---- ring.c ---- */
 
 void shmq_ring_bind(struct shmq_ring *ring, const struct shmq_segment *segment);
 void shmq_ring_init(struct shmq_ring *ring);
@@ -540,18 +568,31 @@ int shmq_ring_try_peek(const struct shmq_ring *ring, struct shmq_ring_side *cons
 void shmq_ring_release(const struct shmq_ring *ring, struct shmq_ring_side *consumer);
 void shmq_ring_unpeek(const struct shmq_ring *ring, struct shmq_ring_side *consumer,
                       const struct shmq_spsc_side *before);
-/* Where the consumer, or the producer of an spsc ring, stands: for waits, see shmq_spsc_room. */
+/* Where the consumer stands: for waits, see shmq_spsc_unread. */
 uint64_t shmq_ring_cursor(const struct shmq_ring *ring, const struct shmq_ring_side *side);
-bool shmq_ring_room(const struct shmq_ring *ring, uint64_t cursor, uint32_t bytes);
+/* `wish`: see shmq_ring_wish. */
+bool shmq_ring_room(const struct shmq_ring *ring, uint64_t wish, uint32_t bytes);
 bool shmq_ring_unread(const struct shmq_ring *ring, uint64_t cursor);
-bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t cursor);
+bool shmq_ring_roomy(const struct shmq_ring *ring, uint64_t wish);
 bool shmq_ring_drained(const struct shmq_ring *ring, uint64_t cursor);
+/* mpmc, at_least_once: */
+bool shmq_ring_untouched(const struct shmq_ring *ring);
+const struct shmq_slot *shmq_ring_slot(const struct shmq_ring *ring, const struct shmq_ring_side *consumer);
+void shmq_ring_in_hands(const struct shmq_ring *ring, uint32_t owner,
+                        struct shmq_hands *hands); /* slots only */
 int shmq_ring_look(const struct shmq_ring *ring, uint32_t index, struct shmq_record *record);
 void shmq_ring_measure(const struct shmq_ring *ring, shmq_stats *stats); /* fills in what it knows */
 /* Where the record lies that a side reserved or peeked last. */
 static inline uint64_t shmq_ring_position(const struct shmq_ring *ring, const struct shmq_ring_side *side) {
     if (ring->is_spsc) return side->spsc.position;
-    return (SHMQ_UNLIKELY(ring->is_topic) ? side->topic.position : side->mpmc.position) << 3;
+    if (SHMQ_LIKELY(!ring->is_apart)) return side->mpmc.position << 3;
+    return (ring->is_topic ? side->topic.position : side->mpmc.position) << 3 |
+           (side->urgent != 0 ? SHMQ_POSITION_URGENT : 0);
+}
+/* What a wait of a producer has to know as of now: where it stands in a ring of bytes, or which lane it is for. */
+static inline uint64_t shmq_ring_wish(const struct shmq_ring *ring, const struct shmq_ring_side *producer,
+                                      uint32_t urgent) {
+    return ring->is_spsc ? producer->spsc.cursor : urgent;
 }
 
 /* ---- recover.c ---- */
@@ -666,15 +707,15 @@ bool shmq_is_over(const shmq_queue *q);
 
 /* ---- shmq.c ---- */
 
-/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` is
- * our spsc side's as of now.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
-int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns);
+/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` and
+ * `wish`: see shmq_ring_cursor and shmq_ring_wish.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
+int shmq_wait_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */
 /* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung, and meanwhile, at
  * the end of each slice, call shmq_look_now and this with SHMQ_ARM_AGAIN.  SHMQ_NOT_READY: it may be that this came
  * too late for a waker; a short slice later, if nothing was rung, call it with SHMQ_ARM_SURELY. */
-int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell,
+int shmq_arm_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, uint64_t doorbell,
                  enum shmq_arming how);
 int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell, enum shmq_arming how);
 /* Looks at the peers, repairs what the dead left, and wakes whom it concerns. */

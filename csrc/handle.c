@@ -297,6 +297,12 @@ int shmq_get_begin(shmq_queue *q) {
     if (SHMQ_UNLIKELY(load32_relaxed(&q->control->roles.lifecycle) == SHMQ_STOPPED)) return SHMQ_SHUT_DOWN;
     return SHMQ_LIKELY(q->get.held) ? SHMQ_OK : claim_role(q, false);
 }
+/* A producer's own, see lanes.c. */
+int shmq_set_priority(shmq_queue *q, int urgent) {
+    int status = q == NULL || q->ring.lanes != 2 ? SHMQ_INVALID : shmq_usable(q);
+    if (status == SHMQ_OK) q->put.ring.urgent = urgent != 0;
+    return status;
+}
 /* ---- the end ---- */
 
 int shmq_shutdown(shmq_queue *q, int immediate) {

@@ -13,6 +13,8 @@
  *   ring_at            +---------------------------+  (page aligned)
  *                      | ring                      |  spsc: ring_bytes of records
  *                      |                           |  mpmc, topic: slots x slot_bytes of slots
+ *   urgent_at          +---------------------------+  (page aligned)
+ *                      | urgent lane               |  priority: urgent_slots x slot_bytes of slots
  *   pending_at         +---------------------------+  (page aligned)
  *                      | pending table             |  at_least_once: pending x 32 B, then (at copies_at)
  *                      |                           |  pending x slot_bytes, copies of slots
@@ -57,6 +59,7 @@
 struct shmq_geometry {
     uint64_t total_bytes;
     uint64_t peers_at, ring_at, pending_at, copies_at, words_at, blocks_at, small_at, large_at;
+    uint64_t urgent_at;
     uint64_t ring_bytes;    /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
     uint64_t visibility_ns; /* at_least_once: what is not acked for so long is delivered again; 0: never */
     uint64_t first_cursor;  /* where both cursors start: 0, or near the wrap in tests */
@@ -68,7 +71,7 @@ struct shmq_geometry {
     uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
     uint32_t history;        /* topic: messages that are kept for late subscribers */
     uint32_t pending;        /* at_least_once: entries of the pending table; else 0 */
-    uint32_t unused;
+    uint32_t urgent_slots;   /* priority: a power of two; else 0 */
 };
 
 struct shmq_header {
@@ -135,8 +138,8 @@ struct shmq_control {
     struct shmq_eventcount not_empty; /* consumers sleep here */
     struct shmq_eventcount not_full;  /* producers sleep here, for ring and arena alike */
     struct shmq_roles roles;
-    struct shmq_pending_line pending; /* consumers, of an at_least_once queue */
-    uint8_t unused[2 * SHMQ_LINE];    /* priority lane, dedupe window */
+    struct shmq_pending_line pending;                 /* consumers, of an at_least_once queue */
+    struct shmq_cursor_line urgent_tail, urgent_head; /* priority: as tail and head */
 };
 
 /* ---- peer table ---------------------------------------------------------------------------- */
@@ -233,6 +236,10 @@ enum shmq_slot_state {
 #define SHMQ_LAP_BITS 49
 #define SHMQ_LAP_MASK ((UINT64_C(1) << SHMQ_LAP_BITS) - 1)
 
+/* A record's position is its cursor in a ring of bytes, or that of its slot << 3.  Which lane a slot is of, its
+ * position says too: two lanes have the same cursors. */
+#define SHMQ_POSITION_URGENT UINT64_C(4)
+
 static inline uint64_t shmq_slot_word(uint32_t state, uint32_t owner, uint64_t lap) {
     return (uint64_t)(state & 7u) | (uint64_t)(owner & 0xfffu) << 3 | lap << 15;
 }
@@ -280,8 +287,8 @@ struct shmq_pending_entry {
  *
  *   FREE       nobody's; any peer may take it
  *   LOANED     owner writes into it                   owner dead: free
- *   INFLIGHT   argument = cursor of the record that   owner dead and no committed record at that
- *              names it (>> 3, low 36 bits)           cursor: free
+ *   INFLIGHT   argument = position of the record      owner dead and no committed record at that
+ *              that names it (>> 2, low 36 bits)      position: free
  *              topic: shared, see readers             the same, while the ring holds it
  *   LEASED     owner reads it                         owner dead: free, or INFLIGHT again if its
  *              at_least_once: argument = 1 + entry    record is still at the head, or RETURNED if
@@ -311,9 +318,9 @@ static inline uint32_t shmq_word_state(uint64_t w) { return (uint32_t)(w & 7u); 
 static inline uint32_t shmq_word_owner(uint64_t w) { return (uint32_t)(w >> 4) & 0xfffu; }
 static inline uint32_t shmq_word_generation(uint64_t w) { return (uint32_t)(w >> 16) & 0xfffu; }
 static inline uint64_t shmq_word_argument(uint64_t w) { return w >> (64 - SHMQ_ARGUMENT_BITS); }
-/* A byte cursor as a word's argument.  36 bits of 8-byte units: a ring is far smaller than that. */
+/* A position as a word's argument: its lowest bit is the lane.  36 bits of 4-byte units: a ring is far smaller. */
 static inline uint64_t shmq_cursor_argument(uint64_t cursor) {
-    return (cursor >> 3) & ((UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1);
+    return (cursor >> 2) & ((UINT64_C(1) << SHMQ_ARGUMENT_BITS) - 1);
 }
 /* Does it mean a cursor in [head, tail)? */
 static inline bool shmq_argument_within(uint64_t argument, uint64_t head, uint64_t tail) {
@@ -360,7 +367,7 @@ struct shmq_block_header {
 #define SHMQ_ASSERT_AT(type, field, at)                                                                      \
     _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 
-_Static_assert(sizeof(struct shmq_geometry) == 136, "geometry");
+_Static_assert(sizeof(struct shmq_geometry) == 144, "geometry");
 SHMQ_ASSERT_AT(shmq_header, fingerprint, 8);
 SHMQ_ASSERT_AT(shmq_header, kind, 16);
 SHMQ_ASSERT_AT(shmq_header, uuid, 24);
@@ -374,6 +381,8 @@ SHMQ_ASSERT_AT(shmq_control, not_empty, 2 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, not_full, 3 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, roles, 4 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, pending, 5 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, urgent_tail, 6 * SHMQ_LINE);
+SHMQ_ASSERT_AT(shmq_control, urgent_head, 7 * SHMQ_LINE);
 _Static_assert(sizeof(struct shmq_pending_entry) == 32, "pending entry");
 _Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
 SHMQ_ASSERT_AT(shmq_eventcount, bells_end, 8);

@@ -73,7 +73,7 @@ int shmq_lease_done(shmq_queue *q, struct shmq_delivery *d, const struct shmq_re
         shmq_pending_deliver(&q->pending, d, now);
         shmq_count_got(q, bytes);
     } else {
-        const struct shmq_slot *slot = shmq_slot_at(&q->ring.mpmc, q->get.ring.mpmc.position);
+        const struct shmq_slot *slot = shmq_ring_slot(&q->ring, &q->get.ring);
         shmq_pending_fill(&q->pending, d, slot, r, now); /* L1 */
         shmq_taken(q, 1, bytes);                         /* L2 */
     }

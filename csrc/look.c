@@ -79,7 +79,7 @@ static void look_at_live(const shmq_queue *q, uint32_t i, shmq_peer_info *o) {
     const struct shmq_peer *p = &q->segment.peers[i];
     struct shmq_hands hands = {0};
     uint32_t roles = load32_relaxed(&p->roles);
-    if (!q->ring.is_spsc) shmq_mpmc_in_hands(&q->ring.mpmc, i, &hands);
+    if (!q->ring.is_spsc) shmq_ring_in_hands(&q->ring, i, &hands);
     else
         roles = (role_holder(q, &q->control->roles.producer) == (int32_t)i ? SHMQ_ROLE_PRODUCER : 0u) |
                 (role_holder(q, &q->control->roles.consumer) == (int32_t)i ? SHMQ_ROLE_CONSUMER : 0u);

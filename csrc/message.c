@@ -77,13 +77,13 @@ int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block) {
     b->data = shmq_arena_data(&q->arena, b->page);
     b->bytes = bytes;
     b->queue = q;
-    b->unused = 0;
+    b->urgent = q->put.ring.urgent;
     shmq_hold_block(q, b, SHMQ_OP_LOAN);
     *block = b;
     return SHMQ_OK;
 }
 
-int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes, uint64_t bytes) {
+static int try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes, uint64_t bytes) {
     shmq_queue *q = b->queue;
     struct shmq_spsc_side before = q->put.ring.spsc;
     struct shmq_record record;
@@ -112,6 +112,16 @@ int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t m
     shmq_not_ours(b); /* the ring's now; what is left of the loan is the right to look at the memory */
     put_commit(q, SHMQ_OP_PUBLISH, 1, bytes);
     return SHMQ_OK;
+}
+
+/* Into the lane that it was lent for. */
+int shmq_try_publish(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes, uint64_t bytes) {
+    struct shmq_ring_side *side = &b->queue->put.ring;
+    uint32_t before = side->urgent;
+    side->urgent = b->urgent;
+    int status = try_publish(b, codec, meta, meta_bytes, bytes);
+    side->urgent = before;
+    return status;
 }
 
 void shmq_block_give_back(shmq_block *b) {
@@ -195,7 +205,7 @@ int shmq_try_lease(shmq_queue *q, const struct shmq_record *record, const struct
     }
     b->data = shmq_arena_data(&q->arena, b->page);
     b->queue = q;
-    b->unused = 0;
+    b->urgent = 0;
     shmq_hold_block(q, b, SHMQ_OP_LEASE);
     *block = b;
     return SHMQ_OK;
@@ -239,6 +249,6 @@ bool shmq_spin_get(shmq_queue *q) {
 
 /* The ring first: a message goes from there to the table, and comes back to no slot that it has left. */
 bool shmq_is_over(const shmq_queue *q) {
-    return load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING &&
-           shmq_mpmc_untouched(&q->ring.mpmc) && !shmq_pending_others_hold(&q->pending);
+    return load32_relaxed(&q->control->roles.lifecycle) == SHMQ_DRAINING && shmq_ring_untouched(&q->ring) &&
+           !shmq_pending_others_hold(&q->pending);
 }

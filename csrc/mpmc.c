@@ -90,7 +90,7 @@ int shmq_mpmc_try_reserve(const struct shmq_slots *ring, struct shmq_mpmc_side *
             record->bytes = bytes;
             record->codec = codec;
             record->flags = flags;
-            record->position = at << 3; /* in the unit of a byte ring, as page words have it */
+            record->position = at << 3 | ring->lane; /* in the unit of a byte ring, as page words have it */
             return SHMQ_OK;
         }
         if (ahead < 0) return ahead == -1 ? SHMQ_FULL : SHMQ_CORRUPT;
@@ -129,7 +129,7 @@ static int decode_slot(const struct shmq_slots *ring, struct shmq_slot *slot, ui
     record->bytes = (uint32_t)header;
     record->codec = (uint16_t)(header >> 32);
     record->flags = (uint16_t)(header >> 48);
-    record->position = position << 3;
+    record->position = position << 3 | ring->lane;
     record->payload = (record->flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
                                                                : (uint8_t *)(void *)(slot + 1);
     return record->bytes <= ring->inline_bytes ? SHMQ_OK : SHMQ_CORRUPT;
@@ -256,6 +256,13 @@ int shmq_mpmc_look(const struct shmq_slots *ring, uint32_t index, struct shmq_re
     return SHMQ_EMPTY;
 }
 
+uint64_t shmq_mpmc_waiting(const struct shmq_slots *ring) {
+    uint64_t at = load_acquire(&ring->head->cursor), n = 0;
+    for (uint64_t i = 0; i <= ring->mask; i++, at++)
+        n += load_acquire(&shmq_slot_at(ring, at)->word) == shmq_word_for(ring, SHMQ_SLOT_READY, 0, at);
+    return n;
+}
+
 int32_t shmq_mpmc_in_the_way(const struct shmq_slots *ring, bool of_producers) {
     const struct shmq_cursor_line *hint = of_producers ? ring->tail : ring->head;
     uint64_t word = load_acquire(&shmq_slot_at(ring, load_acquire(&hint->cursor))->word);
@@ -272,7 +279,7 @@ void shmq_mpmc_in_hands(const struct shmq_slots *ring, uint32_t owner, struct sh
         if ((state != SHMQ_SLOT_WRITING && state != SHMQ_SLOT_READING) || shmq_slot_owner(word) != owner)
             continue;
         *(state == SHMQ_SLOT_WRITING ? &hands->writing : &hands->reading) += 1;
-        hands->slot_position = position_of(ring, i, word, head) << 3;
+        hands->slot_position = position_of(ring, i, word, head) << 3 | ring->lane;
     }
 }
 
@@ -295,12 +302,13 @@ int shmq_mpmc_valid(const struct shmq_slots *ring) {
 /* ---- repair ---- */
 
 bool shmq_mpmc_published(const struct shmq_slots *ring, uint64_t argument, uint64_t handle) {
-    struct shmq_slot *slot = shmq_slot_at(ring, argument);
+    uint64_t at = argument >> 1; /* without the lane */
+    struct shmq_slot *slot = shmq_slot_at(ring, at);
     uint64_t word = load_acquire(&slot->word);
     uint32_t state = shmq_slot_state(word);
-    uint64_t low = shmq_slot_lap(word) << ring->shift | (argument & ring->mask);
+    uint64_t low = shmq_slot_lap(word) << ring->shift | (at & ring->mask);
     return (state == SHMQ_SLOT_READY || state == SHMQ_SLOT_READING) &&
-           shmq_cursor_argument(low << 3) == argument &&
+           shmq_cursor_argument(low << 3 | ring->lane) == argument &&
            load_acquire(&slot->handle) == handle; /* N2 <- N1: before the page's word is looked at again */
 }
 

@@ -120,6 +120,11 @@ void shmq_pending_fill(const struct shmq_pending *p, struct shmq_delivery *d, co
 
 /* ---- a message that is delivered again ---- */
 
+/* By lane, urgent ones first, and by age. */
+static bool comes_before(uint64_t a, uint64_t b) {
+    return ((a ^ b) & SHMQ_POSITION_URGENT) != 0 ? (a & SHMQ_POSITION_URGENT) != 0 : (int64_t)(a - b) < 0;
+}
+
 /* The oldest message among those that are due, or UINT32_MAX.  *least: when the next of the others is. */
 static uint32_t oldest_due(const struct shmq_pending *p, uint64_t now_ns, uint64_t *word, uint64_t *least) {
     uint32_t oldest = UINT32_MAX;
@@ -131,7 +136,7 @@ static uint32_t oldest_due(const struct shmq_pending *p, uint64_t now_ns, uint64
         uint32_t state = shmq_slot_state(w);
         if (state != SHMQ_PENDING_WAITING && state != SHMQ_PENDING_UNACKED) continue;
         uint64_t due = load_relaxed(&e->due_ns), at = load_relaxed(&e->position);
-        if (due <= now_ns && (oldest == UINT32_MAX || (int64_t)(at - position) < 0)) {
+        if (due <= now_ns && (oldest == UINT32_MAX || comes_before(at, position))) {
             if (oldest != UINT32_MAX && due_of_oldest < *least) *least = due_of_oldest;
             oldest = i;
             *word = w;

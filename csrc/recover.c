@@ -46,7 +46,7 @@ static bool in_range(const void *context, uint64_t argument, uint64_t handle) {
 }
 
 static bool in_slot(const void *ring, uint64_t argument, uint64_t handle) {
-    return shmq_mpmc_published(ring, argument, handle);
+    return shmq_lanes_published(ring, argument, handle);
 }
 
 static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, struct shmq_arena *arena,
@@ -70,8 +70,8 @@ static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, s
     give_up(&roles->consumer, dead);
 }
 
-static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena,
-                         const struct shmq_pending *pending, uint32_t dead) {
+static void recover_slots(const struct shmq_slots *ring, struct shmq_arena *arena,
+                          const struct shmq_pending *pending, uint32_t dead) {
     struct shmq_record record;
     for (uint64_t i = 0; (i = shmq_mpmc_next_read_by(ring, dead, i, &record)) != UINT64_MAX; i++) {
         if (shmq_pending_has(pending, record.position)) shmq_mpmc_retire(ring, dead, i);
@@ -79,6 +79,13 @@ static void recover_mpmc(const struct shmq_slots *ring, struct shmq_arena *arena
     }
     shmq_mpmc_recover(ring, dead);
     shmq_mpmc_settle(ring); /* before the slot is FREE: if we die here, the next reaper does it */
+}
+
+/* Lanes in any order: they share no slot, and a message's block and entry say which lane it came from.  Pages behind
+ * both: they are judged by the one as by the other. */
+static void recover_mpmc(const struct shmq_ring *ring, struct shmq_arena *arena,
+                         const struct shmq_pending *pending, uint32_t dead) {
+    for (uint32_t i = 0; i < ring->lanes; i++) recover_slots(shmq_lanes_slots(ring, i), arena, pending, dead);
     shmq_keep_recover(arena, pending, dead);
     shmq_arena_recover(arena, dead, in_slot, ring);
     shmq_pending_recover(pending,
@@ -118,7 +125,7 @@ static void testify(struct shmq_segment *s, const struct shmq_ring *ring, const 
     const struct shmq_roles *roles = &s->control->roles;
     struct shmq_hands hands = {0};
     uint32_t had = load32_relaxed(&s->peers[dead].roles);
-    if (!ring->is_spsc) shmq_mpmc_in_hands(&ring->mpmc, dead, &hands);
+    if (!ring->is_spsc) shmq_ring_in_hands(ring, dead, &hands);
     else
         had = (shmq_role_owner(load_acquire(&roles->producer)) == dead ? SHMQ_ROLE_PRODUCER : 0u) |
               (shmq_role_owner(load_acquire(&roles->consumer)) == dead ? SHMQ_ROLE_CONSUMER : 0u);
@@ -137,7 +144,7 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         testify(s, ring, arena, i, epoch);
         if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
         else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
-        else recover_mpmc(&ring->mpmc, arena, pending, i);
+        else recover_mpmc(ring, arena, pending, i);
         shmq_wake_slow(s, NULL, &s->control->not_empty);
         shmq_wake_slow(s, NULL, &s->control->not_full);
         shmq_doorbell_remove(load_relaxed(&s->peers[i].doorbell)); /* again by the next reaper: nothing */
@@ -146,7 +153,7 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         *repaired += 1;
     }
     /* Also where nobody is dead: who moved the head over a message may be stopped. */
-    if (!ring->is_spsc && !ring->is_topic) shmq_mpmc_settle(&ring->mpmc);
+    for (uint32_t i = 0; i < ring->lanes && !ring->is_topic; i++) shmq_mpmc_settle(shmq_lanes_slots(ring, i));
     if (pending->count > 0) shmq_pending_settle(pending);
     return SHMQ_OK;
 }

@@ -46,6 +46,12 @@ static bool slots_ok(const struct shmq_geometry *g) {
            g->inline_bytes == g->slot_bytes - sizeof(struct shmq_slot);
 }
 
+/* An eighth of the ring's, but 16 where the ring has as many. */
+static uint32_t urgent_slots(const struct shmq_geometry *g) {
+    uint32_t least = g->slots < 16 ? g->slots : 16;
+    return g->slots / 8 > least ? g->slots / 8 : least;
+}
+
 /* Fills in every offset from the sizes.  False if a size is out of its range. */
 static bool layout(uint32_t kind, struct shmq_geometry *g) {
     uint64_t pages = (uint64_t)g->small_pages + g->large_pages;
@@ -53,15 +59,17 @@ static bool layout(uint32_t kind, struct shmq_geometry *g) {
     if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : slots_ok(g))) return false;
     if (kind == SHMQ_KIND_TOPIC ? g->peers > SHMQ_TOPIC_PEERS || g->history > g->slots / 2 : g->history != 0)
         return false;
-    if (g->pending > SHMQ_MAX_PENDING || g->unused != 0 ||
+    if (g->pending > SHMQ_MAX_PENDING ||
         (g->pending == 0 ? g->max_deliveries != 0 || g->visibility_ns != 0 : kind != SHMQ_KIND_MPMC))
         return false;
+    if (g->urgent_slots != 0 && (kind != SHMQ_KIND_MPMC || g->urgent_slots != urgent_slots(g))) return false;
     if (g->ring_bytes < RING_MIN || g->ring_bytes > RING_MAX || g->peers < 1 || g->peers > SHMQ_MAX_PEERS ||
         pages > SHMQ_MAX_PAGES)
         return false;
     g->peers_at = SHMQ_CONTROL_AT + sizeof(struct shmq_control);
     g->ring_at = round_up(g->peers_at + g->peers * sizeof(struct shmq_peer), SHMQ_PAGE);
-    g->pending_at = round_up(g->ring_at + g->ring_bytes, SHMQ_PAGE);
+    g->urgent_at = round_up(g->ring_at + g->ring_bytes, SHMQ_PAGE);
+    g->pending_at = round_up(g->urgent_at + (uint64_t)g->urgent_slots * g->slot_bytes, SHMQ_PAGE);
     g->copies_at = round_up(g->pending_at + g->pending * sizeof(struct shmq_pending_entry), SHMQ_LINE);
     g->words_at = round_up(g->copies_at + (uint64_t)g->pending * g->slot_bytes, SHMQ_PAGE);
     g->blocks_at = round_up(g->words_at + pages * sizeof(shmq_a64), SHMQ_LINE);
@@ -89,7 +97,9 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
         for (g->slots = 2; (uint64_t)g->slots * g->slot_bytes < asked;) g->slots *= 2;
         g->inline_bytes = g->slot_bytes - (uint32_t)sizeof(struct shmq_slot);
         g->ring_bytes = (uint64_t)g->slots * g->slot_bytes;
+        if (p->priority != 0) g->urgent_slots = urgent_slots(g);
     } else {
+        if (p->priority != 0) return false;
         for (g->ring_bytes = RING_MIN; g->ring_bytes < asked;) g->ring_bytes *= 2;
         g->inline_bytes = p->inline_bytes;
     }

@@ -17,7 +17,7 @@
 
 struct need {
     shmq_queue *q;
-    uint64_t cursor;
+    uint64_t cursor; /* or wish */
     uint64_t bytes;
     bool for_block;
     uint64_t next_due; /* at_least_once: when a message is due again, as of the wait's begin */
@@ -111,8 +111,8 @@ static bool too_late(int64_t deadline_ns) {
     return deadline_ns > SHMQ_NO_WAIT && deadline_ns != SHMQ_FOREVER && shmq_now_ns() >= deadline_ns;
 }
 
-int shmq_wait_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, int64_t deadline_ns) {
-    struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
+int shmq_wait_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, int64_t deadline_ns) {
+    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .for_block = for_block};
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
     if (too_late(deadline_ns)) return SHMQ_EMPTY;
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
@@ -144,7 +144,7 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
  * that died took its tasks with it. */
 static bool all_done(const shmq_queue *q) {
     uint64_t unacked, waiting;
-    if (!shmq_mpmc_untouched(&q->ring.mpmc)) return false;
+    if (!shmq_ring_untouched(&q->ring)) return false;
     shmq_pending_count(&q->pending, &unacked, &waiting);
     if (unacked + waiting != 0) return false;
     for (uint32_t i = 0; i < q->segment.geometry.peers; i++) {
@@ -183,9 +183,9 @@ static int arm(shmq_queue *q, struct shmq_eventcount *e, shmq_ready_fn *ready, s
     return sure ? SHMQ_EMPTY : SHMQ_NOT_READY;
 }
 
-int shmq_arm_put(shmq_queue *q, uint64_t cursor, bool for_block, uint64_t bytes, uint64_t doorbell,
+int shmq_arm_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, uint64_t doorbell,
                  enum shmq_arming how) {
-    struct need need = {.q = q, .cursor = cursor, .bytes = bytes, .for_block = for_block};
+    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .for_block = for_block};
     return arm(q, &q->control->not_full, put_ready, &need, SHMQ_OP_WAIT_PUT, doorbell, how);
 }
 
@@ -200,14 +200,14 @@ void shmq_look_now(shmq_queue *q) {
 }
 
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
-static int wait_after(shmq_queue *q, int tried, uint32_t record_bytes, uint64_t block_bytes,
+static int wait_after(shmq_queue *q, uint32_t urgent, int tried, uint32_t record_bytes, uint64_t block_bytes,
                       int64_t deadline_ns) {
     if (tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) return tried;
     if (deadline_ns <= SHMQ_NO_WAIT) return shmq_look_around(q) ? SHMQ_OK : tried;
     shmq_pin(q);
     bool for_block = tried == SHMQ_ARENA_FULL;
-    int status = shmq_wait_put(q, q->put.ring.spsc.cursor, for_block, for_block ? block_bytes : record_bytes,
-                               deadline_ns);
+    int status = shmq_wait_put(q, shmq_ring_wish(&q->ring, &q->put.ring, urgent), for_block,
+                               for_block ? block_bytes : record_bytes, deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -232,7 +232,8 @@ static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t 
     for (;;) {
         int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
-        if (status != SHMQ_OK) status = wait_after(q, status, meta_bytes + bytes, 0, deadline_ns);
+        if (status != SHMQ_OK)
+            status = wait_after(q, q->put.ring.urgent, status, meta_bytes + bytes, 0, deadline_ns);
         else return SHMQ_OK;
         if (status != SHMQ_OK) return status;
     }
@@ -243,7 +244,7 @@ int shmq_loan(shmq_queue *q, uint64_t bytes, int64_t deadline_ns, shmq_block **b
         int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, block);
         if (status == SHMQ_OK) return SHMQ_OK;
-        status = wait_after(q, status, 0, bytes, deadline_ns);
+        status = wait_after(q, q->put.ring.urgent, status, 0, bytes, deadline_ns);
         if (status != SHMQ_OK) return status;
     }
 }
@@ -254,7 +255,7 @@ static int publish_as(shmq_block *b, uint16_t codec, const void *meta, uint32_t 
         int status = may_put(b->queue);
         if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
         if (status == SHMQ_OK) return SHMQ_OK;
-        status = wait_after(b->queue, status, sizeof(uint64_t), 0, deadline_ns);
+        status = wait_after(b->queue, b->urgent, status, sizeof(uint64_t), 0, deadline_ns);
         if (status != SHMQ_OK) return status;
     }
 }
@@ -310,7 +311,8 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
         if (run > 0 && q->ring.is_spsc) shmq_commit(q);
         if (run > 0) shmq_put_done(q, run, run * each);
         *done += run;
-        if (status != SHMQ_OK) status = wait_after(q, status, (uint32_t)each, 0, deadline_ns);
+        if (status != SHMQ_OK)
+            status = wait_after(q, q->put.ring.urgent, status, (uint32_t)each, 0, deadline_ns);
         if (status != SHMQ_OK) return status;
     }
     return SHMQ_OK;

@@ -142,7 +142,7 @@ typedef struct shmq_block {
     uint64_t word;  /* the page word that says we hold it; 0 once it is someone else's */
     shmq_queue *queue;
     uint32_t page;
-    uint32_t unused;
+    uint32_t urgent; /* a loan: 1, what it is going to be published as, see shmq_set_priority */
 } shmq_block;
 
 /* A received message.  block == NULL: it lay in the ring, and `data` is a copy in the handle that the
@@ -197,7 +197,7 @@ typedef struct shmq_params {
         visibility_ns; /* with max_unacked: what is not acked for so long is delivered again; 0: only once
                                 its consumer died or gave it back */
     uint32_t max_deliveries; /* with max_unacked: see shmq_delivery; 0: no limit */
-    uint32_t unused;
+    uint32_t priority;       /* mpmc: 1, with an urgent lane, see shmq_set_priority; else 0 */
 } shmq_params;
 
 typedef struct shmq_stats {
@@ -218,6 +218,8 @@ typedef struct shmq_stats {
     int32_t producer, consumer;            /* spsc: index of the peer that has the role, or -1 */
     uint64_t lost_messages;                /* spsc, topic: put by all up to one that died in its role, and */
     uint32_t lost_pid, lost;               /* its pid; lost: 1 if nobody has taken its place */
+    uint32_t urgent,
+        urgent_slots; /* priority: of the messages that wait, those in the urgent lane; its slots */
     int32_t holds_up_put, holds_up_get; /* mpmc: peer at work in the very slot that is next, or -1; topic: the
                                            slowest subscriber where it keeps the ring full */
     uint8_t uuid[16];
@@ -253,7 +255,7 @@ typedef struct shmq_peer_info {
 } shmq_peer_info;
 
 typedef struct shmq_peeked {
-    uint64_t position; /* cursor of its record */
+    uint64_t position; /* cursor of its record; 4 more in the urgent lane */
     uint64_t bytes;
     uint16_t codec;
     uint16_t in_block;
@@ -311,6 +313,11 @@ int shmq_ack(shmq_queue *queue, const shmq_delivery *delivery);
 int shmq_nack(shmq_queue *queue, const shmq_delivery *delivery, uint64_t delay_ns);
 /* Waits until every message that was put is acked. */
 int shmq_join(shmq_queue *queue, int64_t deadline_ns);
+
+/* On a queue with `priority`: what this handle puts and lends from now on is urgent, or (0, as at first) is not.
+ * Consumers take what is urgent first; but after 16 urgent messages in a row one of the others, if one waits.  Each
+ * lane keeps its own order, and has room of its own in the ring; the arena is one.  SHMQ_INVALID: there is no lane. */
+int shmq_set_priority(shmq_queue *queue, int urgent);
 
 /* Lends `bytes` of shared memory to write a payload in place: no copy. */
 int shmq_loan(shmq_queue *queue, uint64_t bytes, int64_t deadline_ns, shmq_block **block);

@@ -16,6 +16,7 @@ struct shmq_slots {
     uint32_t slot_bytes;
     uint32_t inline_bytes;
     uint32_t owner; /* ours */
+    uint64_t lane;  /* 0, or SHMQ_POSITION_URGENT: in every position */
     struct shmq_cursor_line *tail, *head;
 };
 

@@ -333,7 +333,8 @@ bool shmq_topic_names(const struct shmq_topic *t, uint64_t position, uint64_t *h
 
 uint64_t shmq_topic_position_of(const struct shmq_topic *t, uint64_t argument) {
     uint64_t tail = load_acquire(&t->slots.tail->cursor);
-    return tail - ((tail - argument) & (UINT64_MAX >> (64 - SHMQ_ARGUMENT_BITS))); /* at or before the tail */
+    /* An argument's lowest bit is a lane.  At or before the tail: */
+    return tail - ((tail - (argument >> 1)) & (UINT64_MAX >> (65 - SHMQ_ARGUMENT_BITS)));
 }
 
 uint64_t shmq_topic_needed_from(const struct shmq_topic *t, bool by_history) {

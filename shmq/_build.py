@@ -22,6 +22,7 @@ SOURCES = [
     "pending",
     "share",
     "keep",
+    "lanes",
     "ring",
     "recover",
     "handle",
@@ -42,17 +43,19 @@ int shmq_usable(const shmq_queue *q);
 int shmq_put_begin(shmq_queue *q);
 int shmq_get_begin(shmq_queue *q);
 int py_settle_roles(shmq_queue *q);
-int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes);
-int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array);
-int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays);
-int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays);
+int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes);
+int py_put_buffer(shmq_queue *q, int urgent, int codec, const char *meta, size_t meta_bytes, uintptr_t array);
+int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays);
+int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes, uintptr_t arrays);
 ssize_t py_put_many(shmq_queue *q, uintptr_t objects, ssize_t start);
-int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns);
-int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t meta_bytes, uintptr_t list);
+int py_wait_put(shmq_queue *q, int urgent, int for_block, uint64_t bytes, int64_t deadline_ns);
+int py_loan(shmq_queue *q, int urgent, uint64_t bytes, int codec, const char *meta, size_t meta_bytes,
+            uintptr_t list);
 void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
 void py_discard(uintptr_t lease);
 int py_wait_get(shmq_queue *q, int64_t deadline_ns);
 int py_lease(shmq_queue *q, shmq_delivery *d, uintptr_t list);
+int py_drop_from(shmq_queue *q, int urgent);
 void shmq_count_dropped(shmq_queue *q, int newest);
 void shmq_begin_task(shmq_queue *q);
 int shmq_end_task(shmq_queue *q);
@@ -62,7 +65,7 @@ int64_t py_joined(shmq_queue *q);
 int py_roster(shmq_queue *q, uintptr_t list);
 int64_t py_next_due(shmq_queue *q);
 int py_arm_get(shmq_queue *q, uint64_t doorbell, int how);
-int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int for_block, uint64_t bytes);
+int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int for_block, uint64_t bytes);
 void py_look_now(shmq_queue *q);
 int shmq_doorbell_open(uint64_t *number, int *fd);
 void shmq_doorbell_close(uint64_t number, int fd);

@@ -150,10 +150,24 @@ static unsigned py_held(shmq_queue *q) { return load32_acquire(&q->held); }
 
 /* ---- put ---- */
 
+/* `urgent`, in what follows: the lane, see lanes.c.  Threads share a handle, so the handle has it only while the GIL is
+ * kept (q->put.ring.urgent, else 0); beyond that the block has it. */
+
 /* A loan for a put that is to be published at once: no use without room in the ring. */
-static int loan_to_put(shmq_queue *q, uint64_t bytes, shmq_block **block) {
-    if (!shmq_ring_room(&q->ring, q->put.ring.spsc.cursor, sizeof(uint64_t))) return SHMQ_FULL;
-    return shmq_try_loan(q, bytes, block);
+static int loan_to_put(shmq_queue *q, int urgent, uint64_t bytes, shmq_block **block) {
+    uint64_t wish = shmq_ring_wish(&q->ring, &q->put.ring, (uint32_t)urgent);
+    if (!shmq_ring_room(&q->ring, wish, sizeof(uint64_t))) return SHMQ_FULL;
+    int status = shmq_try_loan(q, bytes, block);
+    if (status == SHMQ_OK) (*block)->urgent = (uint32_t)urgent;
+    return status;
+}
+
+SHMQ_APART static int put_inline_urgent(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                                        const void *data, uint32_t bytes) {
+    q->put.ring.urgent = 1;
+    int status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+    q->put.ring.urgent = 0;
+    return status;
 }
 
 static int publish_and_release(shmq_queue *q, shmq_block *b, uint16_t codec, const void *meta,
@@ -164,20 +178,23 @@ static int publish_and_release(shmq_queue *q, shmq_block *b, uint16_t codec, con
     return status;
 }
 
-static int put_payload(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
-                       uint64_t bytes, uint64_t inline_limit) {
+static int put_payload(shmq_queue *q, int urgent, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                       const void *data, uint64_t bytes, uint64_t inline_limit) {
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
-    if (SHMQ_LIKELY(meta_bytes + bytes <= inline_limit))
+    if (SHMQ_LIKELY(meta_bytes + bytes <= inline_limit)) {
+        if (SHMQ_UNLIKELY(urgent))
+            return put_inline_urgent(q, codec, meta, meta_bytes, data, (uint32_t)bytes);
         return shmq_try_put_inline(q, codec, meta, meta_bytes, data, (uint32_t)bytes);
-    if ((status = loan_to_put(q, bytes, &b)) != SHMQ_OK) return status;
+    }
+    if ((status = loan_to_put(q, urgent, bytes, &b)) != SHMQ_OK) return status;
     copy(b->data, data, bytes);
     return publish_and_release(q, b, codec, meta, meta_bytes);
 }
 
-static int py_put_as(shmq_queue *q, int codec, const char *data, size_t bytes) {
-    return put_payload(q, (uint16_t)codec, NULL, 0, data, bytes, q->ring.inline_bytes);
+static int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes) {
+    return put_payload(q, urgent, (uint16_t)codec, NULL, 0, data, bytes, q->ring.inline_bytes);
 }
 
 static uint64_t array_inline_limit(const shmq_queue *q) {
@@ -186,14 +203,16 @@ static uint64_t array_inline_limit(const shmq_queue *q) {
 }
 
 /* `array` exports a dense buffer, in C or Fortran order; `meta` is a shmq_tensor or empty. */
-static int py_put_buffer(shmq_queue *q, int codec, const char *meta, size_t meta_bytes, uintptr_t array) {
+static int py_put_buffer(shmq_queue *q, int urgent, int codec, const char *meta, size_t meta_bytes,
+                         uintptr_t array) {
     Py_buffer view;
     if (PyObject_GetBuffer((PyObject *)array, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
         PyErr_Clear();
         return SHMQ_INVALID;
     }
-    int status = put_payload(q, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf, (uint64_t)view.len,
-                             codec == SHMQ_TENSOR ? array_inline_limit(q) : q->ring.inline_bytes);
+    int status =
+        put_payload(q, urgent, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf, (uint64_t)view.len,
+                    codec == SHMQ_TENSOR ? array_inline_limit(q) : q->ring.inline_bytes);
     PyBuffer_Release(&view);
     return status;
 }
@@ -209,7 +228,7 @@ static int put_array(shmq_queue *q, PyObject *array) {
     int status = PY_ENCODE;
     if (describe(&view, &t))
         status =
-            put_payload(q, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len, array_inline_limit(q));
+            put_payload(q, 0, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len, array_inline_limit(q));
     PyBuffer_Release(&view);
     return status;
 }
@@ -238,19 +257,22 @@ static void gather(uint8_t *to, const struct parts *p) {
     }
 }
 
-static int put_gathered(shmq_queue *q, const struct parts *p) {
+static int put_gathered(shmq_queue *q, int urgent, const struct parts *p) {
     int status = shmq_put_begin(q);
     if (status != SHMQ_OK) return status;
     if (p->bytes <= array_inline_limit(q)) {
         struct shmq_record r;
+        q->put.ring.urgent = (uint32_t)urgent;
         status = shmq_try_reserve(q, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
-        if (status != SHMQ_OK) return status;
-        gather(r.payload, p);
-        shmq_put_commit(q, 1, p->bytes);
-        return SHMQ_OK;
+        if (status == SHMQ_OK) {
+            gather(r.payload, p);
+            shmq_put_commit(q, 1, p->bytes);
+        }
+        q->put.ring.urgent = 0;
+        return status;
     }
     shmq_block *b;
-    if ((status = loan_to_put(q, p->bytes, &b)) != SHMQ_OK) return status;
+    if ((status = loan_to_put(q, urgent, p->bytes, &b)) != SHMQ_OK) return status;
     PyThreadState *state = p->bytes > UNLOCK_ABOVE_BYTES ? PyEval_SaveThread() : NULL;
     gather(b->data, p);
     if (state != NULL) PyEval_RestoreThread(state);
@@ -259,7 +281,7 @@ static int put_gathered(shmq_queue *q, const struct parts *p) {
 
 /* Puts an envelope.  With a head, that is table sizes, table and body, made in Python; without one `body` is
  * the msgpack body, and sizes and table are made here, or PY_ENCODE returned where an array is not plain. */
-static int put_envelope(shmq_queue *q, const char *head, size_t head_bytes, const char *body,
+static int put_envelope(shmq_queue *q, int urgent, const char *head, size_t head_bytes, const char *body,
                         size_t body_bytes, PyObject *list) {
     Py_ssize_t n = PyList_Size(list), got = 0;
     struct shmq_envelope_entry {
@@ -304,7 +326,7 @@ static int put_envelope(shmq_queue *q, const char *head, size_t head_bytes, cons
                           views,
                           n,
                           n > 0 ? aligned(before) + arrays_bytes : before};
-        status = put_gathered(q, &p);
+        status = put_gathered(q, urgent, &p);
     }
     while (got > 0) PyBuffer_Release(&views[--got]);
     PyMem_Free(views);
@@ -312,12 +334,13 @@ static int put_envelope(shmq_queue *q, const char *head, size_t head_bytes, cons
     return status;
 }
 
-static int py_put_envelope(shmq_queue *q, const char *body, size_t body_bytes, uintptr_t arrays) {
-    return put_envelope(q, NULL, 0, body, body_bytes, (PyObject *)arrays);
+static int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays) {
+    return put_envelope(q, urgent, NULL, 0, body, body_bytes, (PyObject *)arrays);
 }
 
-static int py_put_described(shmq_queue *q, const char *head, size_t head_bytes, uintptr_t arrays) {
-    return put_envelope(q, head, head_bytes, NULL, 0, (PyObject *)arrays);
+static int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes,
+                            uintptr_t arrays) {
+    return put_envelope(q, urgent, head, head_bytes, NULL, 0, (PyObject *)arrays);
 }
 
 /* Puts the leading bytes objects of list[start:]: all published by one store (spsc), or a slot at a time with
@@ -354,11 +377,11 @@ static int py_settle_roles(shmq_queue *q) {
     return status;
 }
 
-static int py_wait_put(shmq_queue *q, int for_block, uint64_t bytes, int64_t deadline_ns) {
-    uint64_t cursor = q->put.ring.spsc.cursor; /* under the GIL */
+static int py_wait_put(shmq_queue *q, int urgent, int for_block, uint64_t bytes, int64_t deadline_ns) {
+    uint64_t wish = shmq_ring_wish(&q->ring, &q->put.ring, (uint32_t)urgent); /* under the GIL */
     if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_put(q, cursor, for_block, bytes, deadline_ns);
+    int status = shmq_wait_put(q, wish, for_block, bytes, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;
@@ -385,13 +408,14 @@ static void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes) {
 }
 
 /* `list` gets the loan as a Lease, and the function without arguments that publishes it. */
-static int py_loan(shmq_queue *q, uint64_t bytes, int codec, const char *meta, size_t meta_bytes,
+static int py_loan(shmq_queue *q, int urgent, uint64_t bytes, int codec, const char *meta, size_t meta_bytes,
                    uintptr_t list) {
     static PyMethodDef method = {"publish", lease_publish, METH_NOARGS, NULL};
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (status == SHMQ_OK) status = shmq_try_loan(q, bytes, &b);
     if (status != SHMQ_OK) return status;
+    b->urgent = (uint32_t)urgent;
     PyObject *lease = lease_new(b);
     if (lease == NULL) {
         PyErr_Clear();
@@ -570,6 +594,25 @@ static PyObject *take(shmq_queue *q, int spin, int *status) {
     }
 }
 
+/* Drops the oldest message of a lane, for a producer that finds no room.  SHMQ_EMPTY: what fills it is in others'
+ * hands. */
+static int py_drop_from(shmq_queue *q, int urgent) {
+    const struct shmq_block_header *h;
+    struct shmq_record r;
+    shmq_block *b = NULL;
+    int status = shmq_get_begin(q);
+    if (status == SHMQ_OK) status = shmq_lanes_try_peek_in(&q->ring, &q->get.ring, (uint32_t)urgent, &r);
+    if (status != SHMQ_OK) return status;
+    if ((r.flags & SHMQ_RECORD_BLOCK) != 0) status = shmq_try_lease(q, &r, NULL, &b, &h);
+    if (status != SHMQ_OK) {
+        shmq_put_back(q, &q->get.ring.spsc);
+        return status;
+    }
+    shmq_taken(q, 1, b != NULL ? b->bytes : r.bytes);
+    shmq_block_release(b);
+    return SHMQ_OK;
+}
+
 /* A batch ends behind so many bytes that were copied out of shared memory.  Who drops a larger one at once gives memory
  * back to the kernel, which malloc then asks for again: a page fault for each 4 KiB (measured: four times the cost). */
 enum { BATCH_BYTES = 1 << 16 };
@@ -693,7 +736,7 @@ static PyObject *fast_put(PyObject *self, PyObject *obj) {
     shmq_queue *q = bound_to(self);
     int status = PY_ENCODE;
     if (PyBytes_CheckExact(obj))
-        status = put_payload(q, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
+        status = put_payload(q, 0, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
                              q->ring.inline_bytes);
     else if ((void *)Py_TYPE(obj) == ndarray_type) status = put_array(q, obj);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return PyLong_FromLong(status);
@@ -789,9 +832,10 @@ static int py_arm_get(shmq_queue *q, uint64_t doorbell, int how) {
     return status;
 }
 
-static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int for_block, uint64_t bytes) {
+static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int for_block, uint64_t bytes) {
     if (!shmq_try_pin(q)) return SHMQ_OK;
-    int status = shmq_arm_put(q, q->put.ring.spsc.cursor, for_block, bytes, doorbell, (enum shmq_arming)how);
+    uint64_t wish = shmq_ring_wish(&q->ring, &q->put.ring, (uint32_t)urgent);
+    int status = shmq_arm_put(q, wish, for_block, bytes, doorbell, (enum shmq_arming)how);
     shmq_unpin(q);
     return status;
 }

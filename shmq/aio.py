@@ -235,18 +235,18 @@ class _Putting(_Wrapper):
     __slots__ = ()
     _handle: Producer
 
-    async def put(self, obj: Any, timeout: float | None = None) -> None:
+    async def put(self, obj: Any, timeout: float | None = None, *, priority: bool = False) -> None:
         """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever).  Leave it alone meanwhile.
 
         Cancelled, it was not put.  Otherwise as ``shmq.Queue.put``."""
         deadline = sys.maxsize if timeout is None else deadline_ns(timeout)
-        status = self._handle._put(obj)
+        status = lib.PY_ENCODE if priority else self._handle._put(obj)
         if status is not None:
-            await self._await_room(self._handle._tries(obj, status), deadline)
+            await self._await_room(self._handle._tries(obj, status, priority), deadline)
 
-    def put_nowait(self, obj: Any) -> None:
+    def put_nowait(self, obj: Any, *, priority: bool = False) -> None:
         """Puts ``obj`` at once, or raises ``Full``."""
-        self._handle.put_nowait(obj)
+        self._handle.put_nowait(obj, priority=priority)
 
     async def put_many(self, objs: Any, timeout: float | None = None) -> int:
         """Puts every object of an iterable, in order; runs of bytes are published together.
@@ -272,12 +272,12 @@ class _Putting(_Wrapper):
 
     def loan(
         self, shape: int | tuple[int, ...], dtype: Any, *, order: Literal["C", "F"] = "C",
-        timeout: float | None = None,
+        timeout: float | None = None, priority: bool = False,
     ) -> "Loan":  # fmt: skip
         """Lends an array of shared memory: ``async with q.loan(shape, dtype) as loan: loan.array[:] = ...``.
 
         Entering waits up to ``timeout`` seconds for memory; see ``shmq.Queue.loan``."""
-        return Loan(self, loan.Loan(self._handle, shape, dtype, order, None), timeout)
+        return Loan(self, loan.Loan(self._handle, shape, dtype, order, None, priority), timeout)
 
     async def _await_room(self, tries: Iterator[tuple[int, Size]], deadline: int) -> None:
         """Drives what tries until it is done, as ``Producer._tries``."""
@@ -290,10 +290,11 @@ class _Putting(_Wrapper):
                     continue
                 if time.monotonic_ns() >= deadline:
                     if not lib.py_look_around(q._c):
-                        q._raise_full(lacking, size.block_bytes, waited=True)
+                        q._raise_full(lacking, size, waited=True)
                     continue
                 for_block = lacking == lib.SHMQ_ARENA_FULL
-                need = for_block, size.block_bytes if for_block else size.record_bytes(q._inline_bytes)
+                nbytes = size.block_bytes if for_block else size.record_bytes(q._inline_bytes)
+                need = size.urgent, for_block, nbytes
                 place = gate.enter(need, deadline, waited)
                 try:
                     await place.future

@@ -261,6 +261,7 @@ def _stat_sections(
         ("put", f"{stats.messages_put}{put_rate}"),
         ("got", f"{stats.messages_got}{got_rate}"),
         ("queued", stats.qsize),
+        *([("urgent", stats.urgent)] if stats.priority else []),
         *([("unacked", f"{stats.unacked} of {stats.max_unacked}")] if stats.max_unacked else []),
         *([("to be delivered again", stats.waiting_again)] if stats.max_unacked else []),
         ("largest possible", Bytes(stats.largest_message_bytes)),

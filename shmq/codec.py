@@ -51,6 +51,7 @@ class Size(NamedTuple):
     inline_bytes: int
     block_bytes: int
     is_array: bool
+    urgent: bool = False
 
     def record_bytes(self, limit: int) -> int:
         """Payload of its ring record, where payloads of up to ``limit`` bytes lie in the ring."""
@@ -61,7 +62,7 @@ class Size(NamedTuple):
 
 Send = Callable[..., int]
 Encoded = tuple[Send, tuple[Any, ...], Callable[[], Size], Any]
-"""A C call, its arguments behind the handle, what it will take, and what must stay alive meanwhile."""
+"""A C call, its arguments behind handle and lane, what it will take, and what must stay alive meanwhile."""
 
 
 def _flat(size: int) -> Callable[[], Size]:
@@ -205,15 +206,15 @@ def _envelope_size(head_bytes: int, arrays: list[NdArray]) -> Size:
     return Size(at, at, True)
 
 
-def _send_envelope(c: Any, body: bytes, found: list[Found]) -> int:
+def _send_envelope(c: Any, urgent: bool, body: bytes, found: list[Found]) -> int:
     """The C side makes the table where every array is plain."""
     arrays = [array for array, _, flags in found if flags == 0]
     if len(arrays) == len(found):
-        status: int = lib.py_put_envelope(c, body, len(body), id(arrays))
+        status: int = lib.py_put_envelope(c, urgent, body, len(body), id(arrays))
         if status != lib.PY_ENCODE:
             return status
     send, args, _, keep = _encode_envelope(body, found)
-    status = send(c, *args)
+    status = send(c, urgent, *args)
     del keep  # alive until here: the C side reads it
     return status
 
@@ -238,11 +239,11 @@ def _encode_envelope(body: bytes, found: list[Found]) -> Encoded:
     return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), lambda: size, None
 
 
-def _gather(c: Any, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
+def _gather(c: Any, urgent: bool, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
     """Puts arrays that are not dense: each is copied once, by numpy, from its strides into the block."""
     size = _envelope_size(len(head), arrays).block_bytes
     box: list[Any] = []
-    status: int = lib.py_loan(c, size, codec, meta, len(meta), id(box))
+    status: int = lib.py_loan(c, urgent, size, codec, meta, len(meta), id(box))
     if status:
         return status
     lease, publish = box

@@ -195,7 +195,7 @@ def put_undecoded(queue: "Queue", item: Any) -> None:
         return queue.put_nowait(item)
     codec, payload = item[0], item[1]
     meta = item[2] if len(item) == 3 and codec == lib.SHMQ_TENSOR else b""
-    status = lib.py_put_buffer(queue._c, codec, meta, len(meta), id(payload))
+    status = lib.py_put_buffer(queue._c, False, codec, meta, len(meta), id(payload))
     if status:
         errors.raise_status(status, queue.name)
     return None

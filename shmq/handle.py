@@ -61,6 +61,7 @@ class Handle:
         "__weakref__",
         "_c",
         "_full_texts",
+        "_has_priority",
         "_identity",
         "_inline_bytes",
         "_is_spsc",
@@ -143,11 +144,14 @@ class Handle:
         self._max_deliveries = found.max_deliveries
         self._max_unacked = found.max_unacked
         self._is_spsc = found.kind == "spsc"
+        self._has_priority = found.priority
         self._full_texts = (
             f"the ring of {found.ring_bytes:,} bytes is full; consume faster, wait (timeout=...), or create "
             "the queue with a larger ring_bytes",
             f"the arena of {found.arena_bytes:,} bytes has no free run of pages that is long enough; drop "
             "views sooner, wait (timeout=...), or create the queue with a larger arena_bytes",
+            f"the urgent lane of {found.urgent_slots:,} messages is full; consume faster, wait "
+            "(timeout=...), or create the queue with a larger ring_bytes, of which it has an eighth",
         )
         _open_handles.add(self)
 
@@ -265,6 +269,7 @@ def make_params(
     max_unacked: int = 0,
     visibility: float | None = None,
     max_deliveries: int = 0,
+    priority: bool = False,
 ) -> Any:
     """Checked sizes as the C side takes them.  Raises TypeError and ValueError."""
     limits = [
@@ -313,6 +318,7 @@ def make_params(
             "max_unacked": max_unacked,
             "visibility_ns": int((visibility or 0) * 1e9),
             "max_deliveries": max_deliveries,
+            "priority": priority,
         },
     )
 

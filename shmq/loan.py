@@ -28,7 +28,18 @@ class Loan:
     ``array`` is the memory: writable until published, then the consumer's (it is made read-only here;
     what views were taken of it before must not be written any more)."""
 
-    __slots__ = ("_flags", "_lease", "_number", "_queue", "_send", "_storage", "array", "order", "shape")
+    __slots__ = (
+        "_flags",
+        "_lease",
+        "_number",
+        "_queue",
+        "_send",
+        "_storage",
+        "_urgent",
+        "array",
+        "order",
+        "shape",
+    )
 
     def __init__(
         self,
@@ -37,6 +48,7 @@ class Loan:
         dtype: Any,
         order: Literal["C", "F"],
         deadline: int | None,
+        urgent: bool = False,
     ) -> None:
         """``deadline`` None: the caller drives ``_borrow``."""
         storage, number = tensor.parse_dtype(dtype)
@@ -53,6 +65,7 @@ class Loan:
             raise ValueError(f"order {order!r}: must be 'C' or 'F'")
         self.order = order
         self._queue = queue
+        self._urgent = queue._lane(urgent)
         self._number = number
         self._flags = tensor.FROM_TORCH if str(dtype).startswith("torch.") else 0
         self._lease = None
@@ -70,7 +83,7 @@ class Loan:
         q = self._queue
         size = prod(self.shape) * self._storage.itemsize
         meta = tensor.pack_meta(self._number, self.order, self.shape, self._flags)
-        while status := lib.py_loan(q._c, size, lib.SHMQ_TENSOR, meta, len(meta), id(box)):
+        while status := lib.py_loan(q._c, self._urgent, size, lib.SHMQ_TENSOR, meta, len(meta), id(box)):
             if status in (lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
                 yield status, Size(size, size, is_array=True)
             else:
@@ -104,7 +117,7 @@ class Loan:
         while status is not None:
             if status != lib.SHMQ_FULL:
                 errors.raise_status(status, self._queue.name)
-            yield status, Size(HANDLE_BYTES, 0, is_array=True)
+            yield status, Size(HANDLE_BYTES, 0, is_array=True, urgent=self._urgent)
             status = self._send()
 
     def _sent(self) -> None:

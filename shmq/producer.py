@@ -21,7 +21,9 @@ class Producer(Handle):
 
     __slots__ = ()
 
-    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+    def put(
+        self, obj: Any, block: bool = True, timeout: float | None = None, *, priority: bool = False
+    ) -> None:
         """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever) if ``block``.
 
         bytes, bytearray and memoryview travel as they are; None, bool, int, float, str, list, tuple, dict,
@@ -29,43 +31,55 @@ class Producer(Handle):
         anywhere inside those, beside it, copied once.  Dense arrays keep C or Fortran order, others arrive
         in C order.
 
+        ``priority=True``, on a queue that was created with it: consumers take ``obj`` before whatever was put
+        without.  After 16 of these in a row a consumer takes one of the others, if one waits.
+
         Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
         ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
-        status = self._put(obj)
+        status = lib.PY_ENCODE if priority else self._put(obj)
         if status is not None:
-            self._put_slow(obj, status, block, timeout)
+            self._put_slow(obj, status, block, timeout, priority)
 
-    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None) -> None:
-        """Whatever is not bytes or a plain array, and whatever did not go through at once."""
+    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None, priority: bool) -> None:
+        """Whatever is not bytes or a plain array, or is urgent, and whatever did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
-        for lacking, size in self._tries(obj, status):
+        for lacking, size in self._tries(obj, status, priority):
             self._wait_put(lacking, size, deadline)
 
-    def _tries(self, obj: Any, status: int) -> Iterator[tuple[int, Size]]:
+    def _lane(self, priority: bool) -> bool:
+        """``priority`` where this queue has an urgent lane."""
+        if priority and not self._has_priority:
+            raise errors.WrongKind(
+                f"queue {self.name!r}: has no urgent lane; create it with shmq.Queue(name, priority=True)"
+            )
+        return bool(priority)
+
+    def _tries(self, obj: Any, status: int, priority: bool = False) -> Iterator[tuple[int, Size]]:
         """Tries until ``obj`` is put; before each further try, says what was lacking, and what it will take.
 
         Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Where the handle is
         told to drop what finds no room, it ends without having put it."""
+        urgent = self._lane(priority)
         send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
-            status = send(self._c, *args)
+            status = send(self._c, urgent, *args)
         while status:
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL) and self._options[3] != "block":
-                way = self._make_way(status)
+                way = self._make_way(status, urgent)
                 if way == "drop":
                     return
                 if way == "wait":
-                    yield status, count()
+                    yield status, count()._replace(urgent=urgent)
             elif status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
-                yield status, count()
+                yield status, count()._replace(urgent=urgent)
             else:
                 self._recover_or_raise(status, count().block_bytes)
-            status = send(self._c, *args)
+            status = send(self._c, urgent, *args)
         del keep  # alive until here: the C side reads it
 
-    def _make_way(self, status: int) -> Literal["again", "drop", "wait"]:
+    def _make_way(self, status: int, urgent: bool) -> Literal["again", "drop", "wait"]:
         """What ``on_full`` says of an object that found no room."""
         raise NotImplementedError
 
@@ -76,24 +90,28 @@ class Producer(Handle):
         if time.monotonic_ns() >= deadline:
             if lib.py_look_around(self._c):
                 return None
-            self._raise_full(status, size.block_bytes, waited=deadline > 0)
+            self._raise_full(status, size, waited=deadline > 0)
         c = self._c
         if status == lib.SHMQ_FULL:
-            lib.py_wait_put(c, False, size.record_bytes(self._inline_bytes), slice_end_ns(deadline))
+            need = size.record_bytes(self._inline_bytes)
+            lib.py_wait_put(c, size.urgent, False, need, slice_end_ns(deadline))
         else:
-            lib.py_wait_put(c, True, size.block_bytes, slice_end_ns(deadline))
+            lib.py_wait_put(c, size.urgent, True, size.block_bytes, slice_end_ns(deadline))
         return None
 
-    def _raise_full(self, status: int, size: int, waited: bool) -> None:
+    def _raise_full(self, status: int, size: Size, waited: bool) -> None:
         if not waited:  # whoever tries without waiting wants to know soon: no look at the peers
-            errors.raise_status(status, self.name, self._full_texts[status == lib.SHMQ_ARENA_FULL])
+            errors.raise_status(status, self.name, self._full_text(status, size.urgent))
         if status == lib.SHMQ_FULL:
-            errors.raise_status(status, self.name, stats.explain_full(self._c, self.name))
-        errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size))
+            errors.raise_status(status, self.name, stats.explain_full(self._c, self.name, size.urgent))
+        errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size.block_bytes))
 
-    def put_nowait(self, obj: Any) -> None:
+    def _full_text(self, status: int, urgent: bool) -> str:
+        return self._full_texts[1 if status == lib.SHMQ_ARENA_FULL else 2 * urgent]
+
+    def put_nowait(self, obj: Any, *, priority: bool = False) -> None:
         """``put(obj, block=False)``."""
-        self.put(obj, block=False)
+        self.put(obj, block=False, priority=priority)
 
     def put_many(self, objs: Any, timeout: float | None = None) -> int:
         """Puts every object of an iterable, in order; runs of bytes are published together.
@@ -121,10 +139,11 @@ class Producer(Handle):
 
     def loan(
         self, shape: int | tuple[int, ...], dtype: Any, *, order: Literal["C", "F"] = "C",
-        timeout: float | None = None,
+        timeout: float | None = None, priority: bool = False,
     ) -> Loan:  # fmt: skip
         """Lends an array of shared memory to write in place, so that sending it copies nothing.
 
         As a context manager it is published on a clean exit and discarded on an exception.  Waits up to
-        ``timeout`` seconds for arena pages; its content is whatever lay there before."""
-        return Loan(self, shape, dtype, order, deadline_ns(timeout))
+        ``timeout`` seconds for arena pages; its content is whatever lay there before.  ``priority``: as for
+        ``put``."""
+        return Loan(self, shape, dtype, order, deadline_ns(timeout), priority)

@@ -43,9 +43,15 @@ class Queue(Producer, Consumer):
     delivered again, as a copy.  What was delivered ``max_deliveries`` times (5; 0: no limit) in vain goes to
     the dead-letter queue, the queue ``<name>.dead``.
 
+    ``priority=True`` (with "mpmc") adds an urgent lane for ``put(..., priority=True)``: it has an eighth of
+    the ring's slots, 16 at least, beside ``ring_bytes``, and shares the arena.  Consumers take what is urgent
+    first; after 16 urgent messages in a row each takes one of the others, if one waits, so neither starves.
+    Each lane keeps its own order, and one that is full does not stop a put into the other.
+
     On the sending side ``on_full`` says what a put of this handle does that finds no room in ring or arena:
     "block", wait; "error", raise ``Full`` at once; "drop_newest", put nothing; "drop_oldest" (mpmc,
-    at_most_once), take out what has waited longest until there is room, and wait where nothing does.  What is
+    at_most_once), take out what has waited longest until there is room (in its own lane; for room in the
+    arena what is urgent last, and only for what is), and wait where nothing does.  What is
     dropped is counted in ``stats()``.  Loans wait in any case.
 
     On the receiving side: ``allow_pickle`` decodes pickled messages (which runs code that the sender chose);
@@ -73,6 +79,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        priority: bool = False,
         on_full: OnFull = "block",
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
@@ -80,7 +87,7 @@ class Queue(Producer, Consumer):
     ) -> None:
         params = _params(
             kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
-            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
+            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries), priority,
         )  # fmt: skip
 
         def check() -> None:
@@ -88,6 +95,7 @@ class Queue(Producer, Consumer):
             for label, asked, is_there in (
                 ("kind", kind, found.kind),
                 ("delivery", delivery, found.delivery),
+                ("priority", priority or None, found.priority),
             ):
                 if asked is not None and asked != is_there:
                     raise errors.WrongKind(
@@ -111,6 +119,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        priority: bool = False,
         on_full: OnFull = "block",
         allow_pickle: bool = False,
         arrays: Arrays = "auto",
@@ -122,7 +131,7 @@ class Queue(Producer, Consumer):
         self = cls.__new__(cls)
         params = _params(
             kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
-            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
+            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries), priority,
         )  # fmt: skip
         self._create(name, params, check_options(allow_pickle, arrays, type, on_full))
         return self
@@ -158,14 +167,20 @@ class Queue(Producer, Consumer):
             taker = self._acknowledged = delivery.Acknowledged(self)
             self._take, self._try_take, self._take_many = taker.take, taker.try_take, taker.take_many
 
-    def _make_way(self, status: int) -> Literal["again", "drop", "wait"]:
+    def _make_way(self, status: int, urgent: bool) -> Literal["again", "drop", "wait"]:
         how = self._options[3]
         if how == "error":
-            errors.raise_status(status, self.name, self._full_texts[status == lib.SHMQ_ARENA_FULL])
-        if how == "drop_oldest" and type(self._try_take()) is int:
+            errors.raise_status(status, self.name, self._full_text(status, urgent))
+        if how == "drop_oldest" and not self._drop_oldest(status, urgent):
             return "wait"  # what fills it is in others' hands
         lib.shmq_count_dropped(self._c, how == "drop_newest")
         return "drop" if how == "drop_newest" else "again"
+
+    def _drop_oldest(self, status: int, urgent: bool) -> bool:
+        if not self._has_priority:
+            return type(self._try_take()) is not int
+        full_lane = (urgent,) if status == lib.SHMQ_FULL else (False, True)[: 1 + urgent]
+        return any(lib.py_drop_from(self._c, lane) == lib.SHMQ_OK for lane in full_lane)
 
     def lease(self, block: bool = True, timeout: float | None = None, copy: bool = False) -> Message:
         """Takes the next message of an at_least_once queue; waits as ``get`` does.
@@ -317,7 +332,13 @@ def _params(
     inline_bytes: int | None,
     max_peers: int,
     acknowledgement: dict[str, Any],
+    priority: bool = False,
 ) -> Any:
     if kind not in (None, "spsc", "mpmc"):
         raise ValueError(f"kind {kind!r}: must be one of 'spsc', 'mpmc'")
-    return make_params(kind or "mpmc", ring_bytes, arena_bytes, inline_bytes, max_peers, **acknowledgement)
+    if not isinstance(priority, bool):
+        raise TypeError(f"priority={priority!r}: must be True or False")
+    if priority and kind == "spsc":
+        raise ValueError("priority=True needs kind='mpmc': an spsc ring is one lane")
+    sizes = ring_bytes, arena_bytes, inline_bytes, max_peers
+    return make_params(kind or "mpmc", *sizes, **acknowledgement, priority=priority)

@@ -26,7 +26,9 @@ class QueueStats:
     for a queue. ``dropped_oldest`` and ``dropped_newest``: by producers that were told to where there was no
     room. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps
     after a delay; ``qsize`` counts neither. ``full``: a message of ``inline_bytes`` would find no room in the
-    ring."""
+    ring. ``urgent``: of ``qsize``, those that were put with ``priority=True``, in a lane of ``urgent_slots``
+    beside the ring (0: ``priority`` is False); ``ring_bytes``, ``ring_used_bytes`` and ``full`` are the
+    others'."""
 
     name: str
     uuid: str
@@ -36,6 +38,8 @@ class QueueStats:
     dropped_oldest: int
     dropped_newest: int
     qsize: int
+    urgent: int
+    urgent_slots: int
     ring_bytes: int
     ring_used_bytes: int
     inline_bytes: int
@@ -54,6 +58,7 @@ class QueueStats:
     policy: str | None
     history: int | None
     subscribers: int | None
+    priority: bool
     delivery: Literal["at_most_once", "at_least_once"]
     unacked: int
     waiting_again: int
@@ -117,7 +122,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PeekedMessage:
-    """A message that waits.  ``position`` is the ring cursor of its record."""
+    """A message that waits.  ``position`` is the ring cursor of its record; 4 more in the urgent lane."""
 
     position: int
     bytes: int
@@ -151,6 +156,8 @@ def read(c: Any, name: str) -> QueueStats:
         dropped_oldest=raw.dropped_oldest,
         dropped_newest=raw.dropped_newest,
         qsize=max(raw.messages_put - raw.messages_got, 0),
+        urgent=raw.urgent,
+        urgent_slots=raw.urgent_slots,
         ring_bytes=raw.ring_bytes,
         ring_used_bytes=raw.ring_used_bytes,
         inline_bytes=raw.inline_bytes,
@@ -169,6 +176,7 @@ def read(c: Any, name: str) -> QueueStats:
         policy=("block", "drop_oldest", "evict")[min(raw.policy, 2)] if topic else None,
         history=raw.history if topic else None,
         subscribers=raw.subscribers if topic else None,
+        priority=raw.urgent_slots > 0,
         delivery="at_least_once" if raw.max_unacked else "at_most_once",
         unacked=raw.unacked,
         waiting_again=raw.waiting_again,
@@ -220,7 +228,7 @@ def _peer(raw: Any, of_topic: bool) -> Peer:
     )
 
 
-def explain_full(c: Any, name: str) -> str:
+def explain_full(c: Any, name: str, urgent: bool = False) -> str:
     """Text of ``Full`` after a wait: how full, and who should have made room."""
     s = read(c, name)
     peers = read_peers(c, name)
@@ -235,8 +243,13 @@ def explain_full(c: Any, name: str) -> str:
     stuck = next(
         (f"; {p} is at work in the slot that is next" for p in peers if p.index == s.holds_up_put), ""
     )
+    full = (
+        f"urgent lane of {s.urgent_slots:,} messages is full with {s.urgent:,}"
+        if urgent
+        else f"ring of {s.ring_bytes:,} bytes is full with {s.qsize - s.urgent:,} messages"
+    )
     return (
-        f"the ring of {s.ring_bytes:,} bytes is full with {s.qsize:,} messages; its consumer is {consumers}"
+        f"the {full}; its consumer is {consumers}"
         f"{stuck}. Consume faster, wait longer, or create the queue with a larger ring_bytes"
     )
 

@@ -31,9 +31,9 @@ PER_SEGMENT = 16
 WATCHDOG_S = 60
 INLINE_BYTES = 1024
 ARENAS = [0, 64 << 10, 256 << 10]
-CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 192, 1024, 128
+CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 200, 1024, 128
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<12Q10I")
+GEOMETRY = struct.Struct("<13Q10I")
 FAVOURITES = [0, 1, 7, 8, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1, (1 << 64) - 8, 16384, 16385]
 
 
@@ -46,10 +46,10 @@ class Garbage:
             self.memory = mmap.mmap(file.fileno(), 0)
         geometry = GEOMETRY.unpack_from(self.memory, GEOMETRY_AT)
         _, self.peers_at, self.ring_at, self.pending_at, _, self.words_at, self.blocks_at = geometry[:7]
-        self.ring_bytes = geometry[9]
-        self.slots, self.slot_bytes = geometry[13:15]  # of an mpmc ring; 0 of a byte ring
-        small, large = geometry[16:18]
-        self.pending = geometry[20]
+        self.urgent_at, self.ring_bytes = geometry[9:11]
+        self.slots, self.slot_bytes = geometry[14:16]  # of an mpmc ring; 0 of a byte ring
+        small, large = geometry[17:19]
+        self.pending, self.urgent_slots = geometry[21:23]
         self.pages = small + large
 
     def places(self) -> dict[str, tuple[int, int]]:

@@ -283,7 +283,7 @@ CONTROLS = [
         "entries_before_slots",
         (
             "recover.c",
-            r"^(static void recover_mpmc\([^{]*\{\n    struct shmq_record record;\n)",
+            r"^(static void recover_mpmc\([^{]*\{\n)",
             r"\1    shmq_pending_recover(pending, dead);\n",
         ),
         ("reap lessee", "lease", "--parked", "--every", "0"),

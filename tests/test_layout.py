@@ -26,7 +26,7 @@ PEER_BYTES = 1024
 SMALL_PAGE = 16 << 10
 LARGE_PAGE = 2 << 20
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<12Q10I")
+GEOMETRY = struct.Struct("<13Q10I")
 GEOMETRY_FIELDS = (
     *(
         "total_bytes",
@@ -38,9 +38,10 @@ GEOMETRY_FIELDS = (
         "blocks_at",
         "small_at",
         "large_at",
+        "urgent_at",
     ),
     *("ring_bytes", "visibility_ns", "first_cursor", "peers", "slots", "slot_bytes", "inline_bytes"),
-    *("small_pages", "large_pages", "max_deliveries", "history", "pending", "unused"),
+    *("small_pages", "large_pages", "max_deliveries", "history", "pending", "urgent_slots"),
 )
 FREE, LOANED, INFLIGHT, LEASED, RETURNED, CONT = range(6)
 PAD, BLOCK = 1, 2
@@ -112,7 +113,7 @@ def segment(q: shmq.Queue) -> Segment:
 def test_header(q: shmq.Queue, segment: Segment) -> None:
     assert segment.bytes(0, 8) == b"\0SHMQB01"
     fingerprint, kind, flags = segment.unpack(8, "<QII")
-    abi, header, control, peer, block_header, slot = 2, 192, 1024, 1024, 128, 32
+    abi, header, control, peer, block_header, slot = 2, 200, 1024, 1024, 128, 32
     expected = abi << 48 ^ header << 40 ^ control << 28 ^ peer << 16 ^ block_header << 8 ^ slot
     assert (fingerprint, kind, flags) == (expected, 1, 0)
     assert segment.bytes(24, 16).hex() == q.stats().uuid
@@ -264,7 +265,7 @@ def test_a_block_through_its_states(q: shmq.Queue, segment: Segment) -> None:
     loan.array[:] = np.arange(3 * 4096).reshape(shape)
     loan.publish()
     del loan
-    assert segment.word(0) == {**first, "state": INFLIGHT, "argument": 16 >> 3}  # its record's cursor
+    assert segment.word(0) == {**first, "state": INFLIGHT, "argument": 16 >> 2}  # its record's cursor
     record = struct.pack("<IHH", 8, TENSOR, BLOCK) + struct.pack("<Q", 0 | 1 << 24)  # page, generation
     assert segment.ring(16, 16) == record
     payload, codec, flags, meta_bytes, deliveries, producer = segment.unpack(
@@ -361,7 +362,7 @@ def test_a_block_in_a_slot(make: Make) -> None:
     assert (found["state"], found["lap"], found["record"]) == (READY, 1, record)
     page, generation = found["handle"] & 0xFFFFFF, found["handle"] >> 24
     word = segment.word(page)
-    assert (word["state"], word["generation"], word["argument"]) == (INFLIGHT, generation, 40)
+    assert (word["state"], word["generation"], word["argument"]) == (INFLIGHT, generation, 40 << 1)
     view = q.get()
     assert segment.word(page)["state"] == LEASED
     assert slot(segment, 40)["lap"] == 2

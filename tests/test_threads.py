@@ -554,7 +554,7 @@ from shmq._core import lib
 c = q._c
 q.close()
 later = time.monotonic_ns() + 10**9
-print(lib.py_wait_get(c, later) == lib.py_wait_put(c, False, 8, later) == lib.SHMQ_CLOSED)
+print(lib.py_wait_get(c, later) == lib.py_wait_put(c, False, False, 8, later) == lib.SHMQ_CLOSED)
 print(lib.py_settle_roles(c) == lib.SHMQ_CLOSED, lib.py_look_around(c))
 """
     )

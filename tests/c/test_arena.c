@@ -63,7 +63,7 @@ static bool is_taken_meanwhile(const void *range, uint64_t argument, uint64_t ha
     (void)range;
     other.owner = OTHER;
     CHECK_EQ(handle, taken_handle);
-    OK(shmq_arena_lease(&other, handle, argument << 3, 0, &page, &taken_word));
+    OK(shmq_arena_lease(&other, handle, argument << 2, 0, &page, &taken_word));
     return false;
 }
 
@@ -110,7 +110,7 @@ TEST(a_block_goes_through_its_states) {
 
     uint64_t position = UINT64_C(0xfffffffffffffff8);
     OK(shmq_arena_send(&arena, page, &w, position));
-    CHECK_EQ(w, UINT64_C(0xfffffffff1240072)); /* INFLIGHT, argument: the cursor >> 3, its low 36 bits */
+    CHECK_EQ(w, UINT64_C(0xffffffffe1240072)); /* INFLIGHT, argument: the position >> 2, its low 36 bits */
     CHECK_EQ(at(1), w);
 
     uint64_t handle = shmq_handle(page, 0x124);
@@ -311,7 +311,7 @@ TEST(a_block_stays_in_its_tier) {
 
 TEST(a_handle_must_name_this_very_block) {
     uint64_t position = 4096;
-    uint64_t inflight = word(SHMQ_PAGE_INFLIGHT, OTHER, 5, position >> 3);
+    uint64_t inflight = word(SHMQ_PAGE_INFLIGHT, OTHER, 5, position >> 2);
     static const uint32_t pages[] = {PAGES, PAGES + 1, 0xffffff};
     uint32_t page;
     uint64_t w;
@@ -325,9 +325,9 @@ TEST(a_handle_must_name_this_very_block) {
     CHECK_EQ(at(3), inflight);
     for (uint64_t state = 0; state < 8; state++) {
         if (state == SHMQ_PAGE_INFLIGHT) continue;
-        set(3, word(state, OTHER, 5, position >> 3));
+        set(3, word(state, OTHER, 5, position >> 2));
         CHECK_EQ(shmq_arena_lease(&arena, shmq_handle(3, 5), position, 0, &page, &w), SHMQ_CORRUPT);
-        CHECK_EQ(at(3), word(state, OTHER, 5, position >> 3));
+        CHECK_EQ(at(3), word(state, OTHER, 5, position >> 2));
     }
     set(3, inflight);
     OK(shmq_arena_lease(&arena, shmq_handle(3, 5), position, 0, &page, &w));
@@ -419,7 +419,7 @@ TEST(in_flight_blocks_stay_if_their_record_was_published) {
         for (uint64_t cursor = head - 32; cursor != tail + 32; cursor += 8) {
             bool published = cursor - head < 128;
             rig_with(SMALL, LARGE);
-            uint64_t argument = cursor >> 3 & ((UINT64_C(1) << 36) - 1);
+            uint64_t argument = cursor >> 2 & ((UINT64_C(1) << 36) - 1);
             uint64_t w = word(SHMQ_PAGE_INFLIGHT, ME, 5, argument);
             set_block(4, 3, w);
             set_block(20, 1, word(SHMQ_PAGE_INFLIGHT, OTHER, 5, argument));
@@ -428,7 +428,7 @@ TEST(in_flight_blocks_stay_if_their_record_was_published) {
             CHECK_EQ(free_pages(), PAGES - (published ? 4 : 1));
         }
         rig_with(SMALL, LARGE); /* an empty ring publishes nothing */
-        set(4, word(SHMQ_PAGE_INFLIGHT, ME, 5, head >> 3 & ((UINT64_C(1) << 36) - 1)));
+        set(4, word(SHMQ_PAGE_INFLIGHT, ME, 5, head >> 2 & ((UINT64_C(1) << 36) - 1)));
         recover(ME, head, head);
         CHECK_EQ(free_pages(), PAGES);
     }
@@ -458,7 +458,7 @@ TEST(resend_puts_the_lease_of_the_dead_back_in_flight) {
     shmq_arena_resend(&arena, OTHER, shmq_handle(4, 5), position); /* another's lease */
     CHECK_EQ(at(4), leased);
     shmq_arena_resend(&arena, ME, shmq_handle(4, 5), position);
-    uint64_t again = word(SHMQ_PAGE_INFLIGHT, ME, 5, position >> 3 & ((UINT64_C(1) << 36) - 1)) | 8;
+    uint64_t again = word(SHMQ_PAGE_INFLIGHT, ME, 5, position >> 2 & ((UINT64_C(1) << 36) - 1)) | 8;
     CHECK_EQ(at(4), again);
     CHECK_EQ(at(5), word(SHMQ_PAGE_CONT, 0, 5, 4));
     shmq_arena_resend(&arena, ME, shmq_handle(4, 5), position); /* the next reaper, who repeats it */
