@@ -33,7 +33,7 @@ UNIT = [
     "test_wait",
     "test_queue",
     "test_recorder",
-    *("test_pending", "test_keep", "test_lease"),
+    *("test_pending", "test_keep", "test_lease", "test_urgent"),
     "threads",
     "crowd",
     "audience",

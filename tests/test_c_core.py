@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler on PATH")
 UNIT = [
     *("test_spsc", "test_mpmc", "test_topic", "test_arena", "test_segment", "test_peers", "test_recover"),
     *("test_wait", "test_queue", "test_recorder", "test_doorbell", "test_pending", "test_keep", "test_lease"),
+    "test_urgent",
 ]
 KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -73,7 +74,7 @@ def test_unit(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "plain"), test)
 
 
-@cases("points", "points_topic", "points_doorbell", "points_lease")
+@cases("points", "points_topic", "points_doorbell", "points_lease", "points_urgent")
 def test_points(workshop: Workshop, program: str, test: str) -> None:
     """Death, and company, before every single access to shared state."""
     passes(workshop.program(program, "points"), test)
@@ -131,6 +132,7 @@ class Bug:
             "points_topic": "points",
             "points_doorbell": "points",
             "points_lease": "points",
+            "points_urgent": "points",
             "wakes": "long_slices",
             "damage": "asan",
             "big_pages": "big_pages",
