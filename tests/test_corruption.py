@@ -58,10 +58,11 @@ class Garbage:
         head = head % self.slots * self.slot_bytes if self.slots else head % self.ring_bytes & ~7
         everywhere = {
             "header": (0, HEADER_BYTES),
-            "control": (CONTROL_AT, 6 * 128),
+            "control": (CONTROL_AT, (8 if self.urgent_slots else 6) * 128),
             "peers": (self.peers_at + self.rng.randrange(3) * PEER_BYTES, 64),
             "next record": (self.ring_at + head, 24 if self.slots else 8),
             "records": (self.ring_at, self.ring_bytes),
+            "urgent lane": (self.urgent_at, self.urgent_slots * self.slot_bytes),
             "pending table": (self.pending_at, self.pending * (32 + self.slot_bytes)),
             "page words": (self.words_at, 8 * self.pages),
             "block headers": (self.blocks_at, BLOCK_BYTES * min(self.pages, 6)),
@@ -151,6 +152,9 @@ class Worker:
     def timeout(self) -> float:
         return 0.0005 if self.rng.random() < 0.02 else 0
 
+    def urgent(self, q: shmq.Queue) -> bool:
+        return q._has_priority and self.rng.random() < 0.5
+
     def look(self, q: shmq.Queue) -> None:
         self.attempt(q.stats)
         self.attempt(q.peers)
@@ -161,7 +165,7 @@ class Worker:
         self.outcomes[f"validate: {ffi.string(lib.shmq_status_text(lib.shmq_validate(q._c))).decode()}"] += 1
 
     def use(self, producer: shmq.Queue, consumer: shmq.Queue) -> None:
-        self.attempt(producer.put, self.message(), timeout=self.timeout())
+        self.attempt(producer.put, self.message(), timeout=self.timeout(), priority=self.urgent(producer))
         self.attempt(producer.put_many, [b"a", b"b" * 100, self.message()], timeout=0)
         self.attempt(self.write_in_place, producer)
         self.look(consumer)
@@ -183,7 +187,7 @@ class Worker:
             self.attempt(self.rng.choice([message.ack, message.nack, message.deliveries.__int__]))
 
     def write_in_place(self, q: shmq.Queue) -> None:
-        loan = q.loan((5, 1000), "float32", timeout=0)
+        loan = q.loan((5, 1000), "float32", timeout=0, priority=self.urgent(q))
         try:
             loan.array[:] = 1
             if self.rng.random() < 0.7:
@@ -211,12 +215,13 @@ class Worker:
         }
         if number // PER_SEGMENT % 3 == 2:
             how |= {"delivery": "at_least_once", "max_unacked": 4, "visibility": 0.001, "max_deliveries": 0}
+        how["priority"] = how["kind"] == "mpmc" and self.rng.random() < 0.5
         with shmq.Queue.create(name, **how) as producer, shmq.Queue.attach(name) as consumer:
             self.largest = producer.stats().largest_message_bytes
             try:
                 garbage = Garbage(name, self.rng)
                 for _ in range(mutations):
-                    self.attempt(producer.put, self.message(), timeout=0)
+                    self.attempt(producer.put, self.message(), timeout=0, priority=self.urgent(producer))
                     self.note(garbage.mutate())
                     self.use(producer, consumer)
                 self.views.clear()

@@ -15,9 +15,9 @@
 #define MUTATIONS_PER_SEGMENT 16
 #define BUFFER_BYTES (64u << 10)
 
-enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, ENTRIES, COPIES, PLACES };
-static const char *const place_names[] = {"header", "control",       "peers",   "records",
-                                          "words",  "block headers", "entries", "copies"};
+enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, ENTRIES, COPIES, LANE, PLACES };
+static const char *const place_names[] = {"header",        "control", "peers",  "records",    "words",
+                                          "block headers", "entries", "copies", "urgent lane"};
 
 static struct last {
     shmq_a64 number, offset, before, after;
@@ -64,11 +64,13 @@ static void mutate(const shmq_queue *q, uint64_t number) {
     uint64_t pages = g->small_pages + g->large_pages, from = 0, bytes = 0;
     enum place place = (enum place)below(&seed, pages > 0 ? ENTRIES : WORDS);
     if (g->pending > 0 && below(&seed, 2) == 0) place = below(&seed, 3) > 0 ? ENTRIES : COPIES;
+    if (g->urgent_slots > 0 && below(&seed, 4) == 0) place = LANE;
     switch (place) {
     case ENTRIES: from = g->pending_at, bytes = g->pending * sizeof(struct shmq_pending_entry); break;
     case COPIES: from = g->copies_at, bytes = g->pending * g->slot_bytes; break;
+    case LANE: from = g->urgent_at, bytes = (uint64_t)g->urgent_slots * g->slot_bytes; break;
     case HEADER: bytes = sizeof(struct shmq_header); break;
-    case CONTROL: from = SHMQ_CONTROL_AT, bytes = 6 * SHMQ_LINE; break;
+    case CONTROL: from = SHMQ_CONTROL_AT, bytes = 8 * SHMQ_LINE; break;
     case PEERS:
         from = g->peers_at + below(&seed, 4) * sizeof(struct shmq_peer), bytes = 64;
         if (q->ring.is_topic && below(&seed, 2) == 0) from += 2 * SHMQ_LINE; /* cursor and subscription */
@@ -80,6 +82,8 @@ static void mutate(const shmq_queue *q, uint64_t number) {
     uint64_t offset = from + below(&seed, bytes / 8) * 8;
     if (place == RECORDS && below(&seed, 2) == 0) /* the record that is read next */
         offset = from + (load_relaxed(&q->control->head.cursor) & (g->ring_bytes - 1) & ~UINT64_C(7));
+    if (place == LANE && below(&seed, 2) == 0) /* a slot's first words, not its payload */
+        offset = from + below(&seed, g->urgent_slots) * g->slot_bytes + below(&seed, 4) * 8;
     if (place == HEADERS && below(&seed, 2) == 0)
         offset = from + below(&seed, 8) * sizeof(struct shmq_block_header);
     shmq_a64 *word = (shmq_a64 *)(void *)(q->segment.base + offset);
@@ -169,9 +173,11 @@ static void work(const shmq_params *params, uint64_t first, uint64_t mutations) 
         uint32_t repaired;
         shmq_block *b;
         shmq_message m;
+        if (params->priority != 0) OK(shmq_set_priority(p, below(&seed, 2) == 0));
         (void)note(lab_put(p, i, bytes, SHMQ_NO_WAIT)); /* so that there is something to spoil */
         (void)note(lab_put(p, i, 20, SHMQ_NO_WAIT));
         mutate(p, first + i);
+        if (params->priority != 0) OK(shmq_set_priority(p, below(&seed, 2) == 0));
         (void)note(lab_put(p, i, 100, below(&seed, 50) == 0 ? shmq_deadline(MS / 10) : SHMQ_NO_WAIT));
         (void)note(lab_put(p, i, bytes, SHMQ_NO_WAIT));
         if (note(shmq_loan(p, bytes, SHMQ_NO_WAIT, &b)) == SHMQ_OK) {
@@ -218,6 +224,11 @@ int main(int argc, char **argv) {
             params.arena_bytes = (1 + below(&seed, 3)) * 4 * SHMQ_SMALL_PAGE;
             if (below(&seed, 8) == 0) params.arena_bytes = 0; /* then the ring ends where the segment does */
             const char *kind = getenv("LAB_KIND");
+            if (kind != NULL && strcmp(kind, "lanes") == 0) {
+                params.kind = SHMQ_KIND_MPMC;
+                params.priority = 1;
+                params.max_unacked = (uint32_t)below(&seed, 3);
+            }
             if (kind != NULL && strcmp(kind, "lease") == 0) {
                 params.kind = SHMQ_KIND_MPMC;
                 params.max_unacked = 1 + (uint32_t)below(&seed, 6);

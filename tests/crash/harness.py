@@ -2,8 +2,8 @@
 
 A job is one operation, on one kind of ring, from one cursor, in one mode; each is a process of its own, so
 that a hang or a crash is one job's.  A topic's operations are its own, and so are those with leases, of an
-mpmc queue whose messages are acknowledged.  Two jobs run at a time, each on a
-processor of its own: victim and tracer take turns.
+mpmc queue whose messages are acknowledged, and with lanes, of one with priority.  Two jobs run at a time,
+each on a processor of its own: victim and tracer take turns.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAM = "crash/step"
 QUEUES = ("spsc", "mpmc")
-KINDS = (*QUEUES, "topic", "lease")
+KINDS = (*QUEUES, "topic", "lease", "lanes")
 NO_PTRACE = 77
 TIMEOUT_S = 1800
 """Each round has a watchdog of its own; this one is for a watchdog that is broken."""
@@ -140,15 +140,15 @@ def run_all(program: Path, jobs: Iterable[Job]) -> Iterator[Done]:
 
 WAITS = (
     *("put, ring full", "put, arena full", "publish, ring full", "publish, arena full", "get, empty"),
-    *("lease, empty", "join, late"),
+    *("lease, empty", "join, late", "put urgent, lane full", "get, both empty"),
 )
 ATTACHES = (
     *("attach", "attach, repair", "attach, repair reader", "attach, repair publisher"),
-    "attach, repair lessee",
+    *("attach, repair lessee", "attach, repair both"),
 )
 REAPS = (
     *("reap", "reap reader", "reap last reader", "reap publisher"),
-    *("reap lessee", "reap lessee again"),
+    *("reap lessee", "reap lessee again", "reap both", "reap lessee of both"),
 )
 LONG = (*WAITS, *ATTACHES, *REAPS)
 """Thousands of instructions, most of them in the C library or in a loop that only reads."""
@@ -175,6 +175,7 @@ DEEP = {
     "mpmc": "get block",
     "topic": "release, last reader",
     "lease": "lease again copy",
+    "lanes": "get urgent block",
 }
 DEAR = ("put, arena full", "publish, arena full")
 """Waits like those at a full ring, twice as long."""
@@ -183,6 +184,7 @@ PARKED = {
     "mpmc": ("put block", "get block", "reap"),
     "topic": ("publish over a block", "get block", "reap publisher"),
     "lease": ("lease block", "lease overdue copy", "drop, acked", "reap lessee"),
+    "lanes": ("put urgent block", "get urgent block", "lease urgent block", "reap both"),
 }
 
 
@@ -191,7 +193,7 @@ def quick(names: Operations) -> list[Job]:
     jobs = []
     for kind in KINDS:
         for name in names[kind]:
-            if name in DEAR or (name in (*WAITS, *ATTACHES) and kind not in ("mpmc", "lease")):
+            if name in DEAR or (name in (*WAITS, *ATTACHES) and kind not in ("mpmc", "lease", "lanes")):
                 continue  # nearly the same instructions as over that kind
             every = "0" if name in LONG else "16"
             jobs.append(Job(name, kind, ("--wrap", "--every", every)))
@@ -235,6 +237,7 @@ def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     names = {done.job.operation for done in finished if done.job.kind in QUEUES}
     of_topics = {done.job.operation for done in finished if done.job.kind == "topic"}
     of_leases = {done.job.operation for done in finished if done.job.kind == "lease"}
+    of_lanes = {done.job.operation for done in finished if done.job.kind == "lanes"}
     f = sum((done.figures or UNFINISHED for done in finished), NOTHING)
     counts = (
         f"{f.kills[0]:,} killed, at {f.instructions[0]:,} instructions, which left {f.images[0]:,} different"
@@ -242,7 +245,7 @@ def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     )
     return (
         f"operations of a queue, of both kinds: {len(names)}, of a topic: {len(of_topics)}, with leases:"
-        f" {len(of_leases)}. {how}",
+        f" {len(of_leases)}, with two lanes: {len(of_lanes)}. {how}",
         counts,
         sum(done.failed for done in finished),
     )

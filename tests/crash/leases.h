@@ -40,11 +40,11 @@ static void make_overdue(shmq_queue *q) {
 }
 
 /* Is the message of this slot one that an entry has?  Positions without the bits that a word has not. */
-static bool is_in_table(const shmq_queue *q, uint64_t lap, uint64_t index) {
-    const struct shmq_slots *ring = &q->ring.mpmc;
+static bool is_in_table(const shmq_queue *q, const struct shmq_slots *ring, uint64_t lap, uint64_t index) {
     uint64_t bits = (UINT64_C(1) << (SHMQ_LAP_BITS + ring->shift)) - 1;
     for (uint32_t i = 0; i < TABLE; i++)
         if (shmq_slot_state(load_acquire(&entry_of(q, i)->word)) >= SHMQ_PENDING_UNACKED &&
+            (load_relaxed(&entry_of(q, i)->position) & SHMQ_POSITION_URGENT) == ring->lane &&
             (load_relaxed(&entry_of(q, i)->position) >> 3 & bits) == (lap << ring->shift | index))
             return true;
     return false;

@@ -40,6 +40,8 @@ struct operation {
     bool at_head;   /* it works at the head, so that is to be at the wrap */
     bool unfilled;  /* its message lies in pages that are free: it must not be stopped while others go on */
     bool delays;    /* a message may come only after a while, leases.h */
+    bool urgent;    /* lanes.h: the lane that it works in, of which the wrap is to be near */
+    bool leased;    /* lanes.h: messages are acknowledged */
     /* Topics only, where what the victim takes is still there for others: */
     uint64_t sees; /* number of the message that it takes */
     uint64_t read; /* messages that `reader` has read before the act */

@@ -1,15 +1,16 @@
 /* SIGKILL at every instruction.
  *
- *     step [--kind spsc|mpmc|topic|lease] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
+ *     step [--kind spsc|mpmc|topic|lease|lanes] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
  *          [OPERATION ...]
  *     step [--kind ...] --list
  *
- * A victim, forked and traced, runs one operation of operations.h, topics.h or leases.h; it is killed after k instructions, for k = 0,
+ * A victim, forked and traced, runs one operation of operations.h, topics.h, leases.h or lanes.h; it is killed after k instructions, for k = 0,
  * 1, 2, ... until the operation has no more.  After each death a survivor that was attached before repairs,
  * and counts: what was committed at the moment of death, read from the memory as it lay, is delivered, in order,
  * whole, once; every page and slot is free again; everything works.  On a topic that is one subscriber's view of it:
  * what the victim read itself is there as before; and nobody else is subscribed.  With leases (an mpmc queue whose
  * messages are acknowledged) each message comes until it is acknowledged, as often as it says, and then no more.
+ * With lanes (an mpmc queue with priority) urgent messages come first, and each lane's in order.
  *
  * All that a death leaves is the segment's memory; the kernel has dropped the locks.  So the second level (D = 2)
  * takes each different memory that the first level left, puts it back, and kills a repairer of it at every
@@ -31,12 +32,12 @@
 #include <stdarg.h>
 #include <time.h>
 
-#include "leases.h"
+#include "lanes.h"
 #include "topics.h"
 #include "trace.h"
 
 enum { SURVIVOR, HELPER, SURVIVORS };
-enum { KIND_LEASE = SHMQ_KIND_TOPIC + 1 };
+enum { KIND_LEASE = SHMQ_KIND_TOPIC + 1, KIND_LANES };
 enum { MOST = 256, DEEPEST = 3, WATCH_S = 20, COMPLAINTS = 5, MOST_RECORDS = 8 };
 #define SECOND_NUMBER 1000u /* the survivors' own messages, while a victim is stopped */
 
@@ -64,6 +65,7 @@ static struct {
     uint32_t slots; /* mpmc, topic */
     bool topic;     /* the survivor publishes, the helper subscribes */
     bool leases;    /* survivors acknowledge what they get */
+    bool lanes;     /* there are two */
     shmq_queue *peer[SURVIVORS];
     shmq_queue private[2][SURVIVORS]; /* ... as the scene left them; and for the deeper levels, after it */
     uint8_t *memory, *scratch;
@@ -232,7 +234,7 @@ static void committed_in_slots(const struct shmq_slots *ring, struct numbers *nu
         uint32_t state = shmq_slot_state(word);
         if (state != SHMQ_SLOT_READY && state != SHMQ_SLOT_READING) continue;
         if (bench.leases && state == SHMQ_SLOT_READING &&
-            is_in_table(bench.peer[SURVIVOR], shmq_slot_lap(word), i))
+            is_in_table(bench.peer[SURVIVOR], ring, shmq_slot_lap(word), i))
             continue; /* it is there once */
         struct shmq_record record = {.flags = (uint16_t)(header >> 48)};
         record.payload = (record.flags & SHMQ_RECORD_BLOCK) != 0 ? (uint8_t *)(void *)&slot->handle
@@ -267,7 +269,7 @@ static void committed_in_table(struct numbers *numbers) {
     }
 }
 
-/* With leases what comes again may come early or late. */
+/* With leases what comes again may come early or late; with lanes the last by number may be the first to come. */
 static void sort(struct numbers *numbers) {
     for (uint64_t i = 1; i < numbers->n; i++)
         for (uint64_t at = i; at > 0 && numbers->of[at - 1] > numbers->of[at]; at--) {
@@ -284,14 +286,20 @@ static struct numbers committed(void) {
     struct numbers numbers = {0};
     const struct shmq_ring *ring = &bench.peer[SURVIVOR]->ring;
     struct shmq_record record;
-    if (!ring->is_spsc) committed_in_slots(&ring->mpmc, &numbers);
+    if (bench.lanes) {
+        struct numbers urgent = {0};
+        committed_in_slots(&ring->urgent, &urgent);
+        committed_in_slots(&ring->mpmc, &numbers);
+        for (uint64_t i = 0; i < urgent.n; i++) {
+            numbers.of[numbers.n] = urgent.of[i];
+            numbers.times[numbers.n++] = urgent.times[i];
+        }
+    } else if (!ring->is_spsc) committed_in_slots(&ring->mpmc, &numbers);
     else
         for (; numbers.n < MOST && shmq_spsc_look(&ring->spsc, (uint32_t)numbers.n, &record) == SHMQ_OK;)
             numbers.of[numbers.n++] = number_in(&record);
-    if (bench.leases) {
-        committed_in_table(&numbers);
-        sort(&numbers);
-    }
+    if (bench.leases) committed_in_table(&numbers);
+    if (bench.leases || bench.lanes) sort(&numbers);
     return numbers;
 }
 
@@ -340,16 +348,28 @@ static int get_some(uint64_t *number) {
     return status;
 }
 
+/* Urgent ones first, and each lane's in order; who was stopped may have kept one that comes late. */
+static void expect_its_place(const struct numbers *before, uint64_t number, uint32_t *lane) {
+    if (!bench.lanes || bench.leases || bench.stops) return;
+    uint32_t urgent = bench.peer[SURVIVOR]->get.ring.urgent;
+    EXPECT(before->n == 0 || urgent <= *lane, "urgent message %" PRIu64 " comes behind a bulk one", number);
+    EXPECT(before->n == 0 || urgent < *lane || number > before->of[before->n - 1],
+           "message %" PRIu64 " comes late in its lane", number);
+    *lane = urgent;
+}
+
 static struct numbers drain(void) {
     struct numbers numbers = {0};
+    uint32_t lane = 0;
     uint64_t number;
     int status;
     while ((status = get_some(&number)) == SHMQ_OK && numbers.n < MOST) {
+        expect_its_place(&numbers, number, &lane);
         numbers.times[numbers.n] = bench.times;
         numbers.of[numbers.n++] = number;
     }
     EXPECT(status == SHMQ_EMPTY, "a get says \"%s\"", shmq_status_text(status));
-    if (bench.leases) sort(&numbers);
+    if (bench.leases || bench.lanes) sort(&numbers);
     return numbers;
 }
 
@@ -420,11 +440,12 @@ static void expect_all_free(void) {
     EXPECT(status == SHMQ_OK, "validate says \"%s\"", shmq_status_text(status));
 }
 
-/* Full and empty three times: a slot is used three laps long.  Every page can be lent.  Blocks pass. */
+/* Full and empty three times, each lane: a slot is used three laps long.  Every page can be lent.  Blocks pass. */
 static void expect_it_works(void) {
     uint64_t number;
     shmq_block *lent[PAGES + 1];
-    for (int lap = 0; lap < 3; lap++) {
+    for (int lap = 0; lap < (bench.lanes ? 6 : 3); lap++) {
+        if (bench.lanes) OK(shmq_set_priority(bench.peer[SURVIVOR], lap < 3));
         uint64_t sent = 0, least = bench.slots != 0 ? bench.slots : 4096 / (SHORT + 8) - 1;
         int status;
         while ((status = put_some(sent + 1, SHORT)) == SHMQ_OK) sent++;
@@ -699,6 +720,7 @@ static struct company company;
 
 static bool company_puts(uint64_t bytes) {
     if (company.no_put) return false;
+    if (bench.lanes) OK(shmq_set_priority(bench.peer[SURVIVOR], company.next % 2 == 0));
     int status = put_some(company.next, bytes);
     if (status == SHMQ_OK) note_number(company.ledger.put, company.next++);
     company.no_put = status == SHMQ_ROLE_TAKEN && bench.slots == 0;
@@ -916,10 +938,11 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
                           .first_cursor = first_cursor,
                           .inline_bytes = INLINE_BYTES,
                           .peers = PEERS,
-                          .kind = bench.leases ? SHMQ_KIND_MPMC : kind,
+                          .kind = kind > SHMQ_KIND_TOPIC ? SHMQ_KIND_MPMC : kind,
                           .history = bench.topic && !op->bare ? HISTORY : 0,
                           .max_unacked = bench.leases ? TABLE : 0,
-                          .visibility_ns = bench.leases ? VISIBILITY_NS : 0};
+                          .visibility_ns = bench.leases ? VISIBILITY_NS : 0,
+                          .priority = bench.lanes};
     object = lab_object();
     bench.peer[SURVIVOR] = lab_create(object, &params);
     bench.peer[HELPER] = lab_attach(object);
@@ -933,10 +956,13 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
     if (bench.topic && !op->late) OK(shmq_subscribe(reader, 0));
     uint64_t number;
     int status;
+    if (op->urgent) OK(shmq_set_priority(bench.peer[SURVIVOR], 1));
     for (uint64_t i = 0; i < skipped; i++) { /* to the position where the operation is to begin */
         OK(lab_put(bench.peer[SURVIVOR], 1, SHORT, SHMQ_NO_WAIT));
         if (!op->late) CHECK(take(reader, &number, &status));
     }
+    if (bench.lanes) OK(shmq_set_priority(bench.peer[SURVIVOR], 0));
+    bench.peer[SURVIVOR]->get.ring.in_a_row = 0;
     memset(&looked, 0, sizeof looked);
     for (int i = 0; i < SURVIVORS; i++) /* or a get would allocate it, and a restored handle forget it */
         if (bench.peer[i]->inline_copy == NULL) CHECK((bench.peer[i]->inline_copy = malloc(4096)) != NULL);
@@ -982,7 +1008,8 @@ static uint64_t distance(const struct operation *op, uint32_t kind) {
     const struct shmq_control *c = bench.peer[SURVIVOR]->control;
     const shmq_a64 *head =
         bench.topic ? &bench.peer[SURVIVOR]->segment.peers[SURVIVORS].topic_cursor : &c->head.cursor;
-    uint64_t cursor = load_acquire(op->at_head ? head : &c->tail.cursor);
+    const shmq_a64 *urgent = op->at_head ? &c->urgent_head.cursor : &c->urgent_tail.cursor;
+    uint64_t cursor = load_acquire(op->urgent ? urgent : op->at_head ? head : &c->tail.cursor);
     close_bench(bytes);
     return cursor;
 }
@@ -990,7 +1017,8 @@ static uint64_t distance(const struct operation *op, uint32_t kind) {
 static const char *const kinds[] = {[SHMQ_KIND_SPSC] = "spsc",
                                     [SHMQ_KIND_MPMC] = "mpmc",
                                     [SHMQ_KIND_TOPIC] = "topic",
-                                    [KIND_LEASE] = "lease"};
+                                    [KIND_LEASE] = "lease",
+                                    [KIND_LANES] = "lanes"};
 
 static double seconds(void) { return (double)shmq_now_ns() * 1e-9; }
 
@@ -1000,7 +1028,8 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
     bench.operation = op;
     bench.kind = kinds[kind];
     bench.topic = kind == SHMQ_KIND_TOPIC;
-    bench.leases = kind == KIND_LEASE;
+    bench.lanes = kind == KIND_LANES;
+    bench.leases = kind == KIND_LEASE || op->leased;
     bench.start = "zero";
     uint64_t cursor = 0, skipped = 0;
     if (wrap) { /* 8 bytes, or one slot, below the wrap */
@@ -1025,7 +1054,7 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
 }
 
 static uint32_t kind_named(const char *name) {
-    uint32_t kind = KIND_LEASE;
+    uint32_t kind = KIND_LANES;
     while (kind >= SHMQ_KIND_SPSC && strcmp(kinds[kind], name) != 0) kind--;
     return kind; /* 0: none */
 }
@@ -1054,6 +1083,7 @@ int main(int argc, char **argv) {
     size_t n = OPERATIONS;
     if (kind == SHMQ_KIND_TOPIC) of_kind = topic_operations, n = TOPIC_OPERATIONS;
     if (kind == KIND_LEASE) of_kind = lease_operations, n = LEASE_OPERATIONS;
+    if (kind == KIND_LANES) of_kind = lane_operations, n = LANE_OPERATIONS;
     for (size_t i = 0; list && i < n; i++) puts(of_kind[i].name);
     if (list) return 0;
     signal(SIGALRM, hung);
