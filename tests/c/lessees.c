@@ -11,6 +11,7 @@
 
 static struct {
     uint32_t producers;
+    bool lanes; /* every third message is urgent */
     shmq_a64 acked, stale, again;
     shmq_a32 acks[MOST][EACH];
 } lent;
@@ -18,7 +19,10 @@ static struct {
 static void *produce(void *which) {
     uint64_t me = (uint64_t)(uintptr_t)which;
     shmq_queue *q = join();
-    for (uint64_t i = 0; i < EACH; i++) OK(lab_put(q, me << 32 | i, size_of(i), SHMQ_FOREVER));
+    for (uint64_t i = 0; i < EACH; i++) {
+        if (lent.lanes) OK(shmq_set_priority(q, i % 3 == 0));
+        OK(lab_put(q, me << 32 | i, size_of(i), SHMQ_FOREVER));
+    }
     lab_end_clone(q);
     return NULL;
 }
@@ -81,7 +85,8 @@ static void *consume(void *which) {
     return NULL;
 }
 
-static void run(uint32_t producers, uint32_t consumers, bool blocks, bool deaths, uint64_t visibility_ns) {
+static void run_with(uint32_t producers, uint32_t consumers, bool blocks, bool deaths, uint64_t visibility_ns,
+                     bool lanes) {
     shmq_params params = {.ring_bytes = 4096,
                           .arena_bytes = 64 * SHMQ_SMALL_PAGE,
                           .inline_bytes = 1024,
@@ -89,9 +94,11 @@ static void run(uint32_t producers, uint32_t consumers, bool blocks, bool deaths
                           .peers = 64,
                           .kind = SHMQ_KIND_MPMC,
                           .max_unacked = TABLE,
-                          .visibility_ns = visibility_ns};
+                          .visibility_ns = visibility_ns,
+                          .priority = lanes};
     memset(&lent, 0, sizeof lent);
     lent.producers = producers;
+    lent.lanes = lanes;
     found_clones(&params, blocks, deaths, true);
     start_clones(producers, produce);
     start_clones(consumers, consume);
@@ -103,9 +110,15 @@ static void run(uint32_t producers, uint32_t consumers, bool blocks, bool deaths
     end_clones();
 }
 
+static void run(uint32_t producers, uint32_t consumers, bool blocks, bool deaths, uint64_t visibility_ns) {
+    run_with(producers, consumers, blocks, deaths, visibility_ns, false);
+}
+
 TEST(two_and_two) { run(2, 2, false, false, 0); }
 TEST(two_and_three_with_blocks) { run(2, 3, true, false, 0); }
 TEST(overdue) { run(2, 3, true, false, 20000); }
+TEST(two_lanes) { run_with(2, 3, true, false, 20000, true); }
+TEST(two_lanes_and_lives_that_end) { run_with(2, 3, true, true, 0, true); }
 TEST(lives_that_end) { run(2, 2, false, true, 0); }
 TEST(lives_that_end_with_blocks) { run(2, 3, true, true, 0); }
 
