@@ -361,6 +361,35 @@ CONTROLS = [
         ("get in-line", "topic", "--parked"),
         r"stopped after \d+ instructions .* a subscriber is overtaken",
     ),
+    # lanes
+    control(
+        "only_the_bulk_lane_is_repaired",
+        ("recover.c", r"i < ring->lanes; i\+\+\) recover_slots", "i < 1; i++) recover_slots"),
+        ("get urgent block", "lanes"),
+        r"message 1 is lost|message 2 where 1 was due|message 3 where 1 was due",
+    ),
+    control(
+        "entries_of_either_lane",
+        (
+            "pending.c",
+            r"load_relaxed\(&p->entries\[i\]\.position\) == position\)",
+            "load_relaxed(&p->entries[i].position) >> 3 == position >> 3)",
+        ),
+        ("reap lessee of both", "lanes", "--every", "0"),
+        r"message 3 is lost|message 4 where 3 was due",
+    ),
+    control(
+        "pages_judged_by_the_bulk_lane",
+        ("lanes.c", r"shmq_lanes_slots\(ring, argument & 1\)", "shmq_lanes_slots(ring, 0)"),
+        ("put urgent block", "lanes"),
+        r"a get says .segment corrupt.",
+    ),
+    control(
+        "bulk_before_urgent",
+        ("lanes.c", r"= consumer->in_a_row < SHMQ_URGENT_RUN;", "= consumer->in_a_row >= SHMQ_URGENT_RUN;"),
+        ("put urgent in-line", "lanes"),
+        r"urgent message \d+ comes behind a bulk one",
+    ),
 ]
 
 
