@@ -67,10 +67,6 @@ class ServerStats:
     clients: int = 0
 
 
-class GivenUp(errors.ShmqError):
-    """A reply found no room within the server's patience."""
-
-
 class Job:
     """A request at work.  ``rpc.Request`` and ``aio_rpc.Request`` add the verbs."""
 
@@ -166,14 +162,17 @@ class Jobs:
     def close(self) -> None:
         """What is leased and not answered goes to another server."""
         self.stopping = True
-        with self._lock:
-            self._end(self.cancellations)
-            self._callers.close()
-            self._end(self.requests)
+        self._end(self.cancellations)
+        self._callers.close()
+        self._end(self.requests)
 
     def unlink(self) -> None:
         self.requests.unlink()
         unlink_cancelled(self.name)
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            setattr(self._stats, what, getattr(self._stats, what) + 1)
 
     # ---- what to work on ----
 
@@ -195,7 +194,7 @@ class Jobs:
                 message = Message(self.requests, delivery, item, copy=False)
             except errors.DecodeError:
                 lib.shmq_ack(self.requests._c, delivery)
-                self._stats.malformed += 1
+                self._count("malformed")
                 continue
             if (job := self._admit(message)) is not None:
                 return job
@@ -205,16 +204,16 @@ class Jobs:
         """None where nothing is to be done for it, or no more than to say so."""
         asked = read_request(message.value)
         if asked is None:
-            self._stats.malformed += 1
+            self._count("malformed")
         elif 0 < asked.deadline <= time.monotonic_ns():
-            self._stats.expired += 1
+            self._count("expired")
         elif self._was_cancelled(asked) or (caller := self._callers.begin(asked.suffix)) is None:
-            self._stats.cancelled += 1
+            self._count("cancelled")
         else:
             job = self._kind(self, message, asked, caller)
             if message.deliveries == 1:
                 return job
-            self._stats.redelivered += 1
+            self._count("redelivered")
             if self.idempotent and message.deliveries <= MOST_DELIVERIES:
                 return job
             self._refuse(job)
@@ -226,7 +225,7 @@ class Jobs:
         many = "the server that had the request died, or dropped it"
         if self.idempotent:
             many = f"{job.deliveries - 1} servers died, each while it had this request"
-        self._stats.refused += 1
+        self._count("refused")
         self._part(job, [job._asked.id, DIED, 0, many])
 
     # ---- cancellation ----
@@ -272,7 +271,7 @@ class Jobs:
                 yield from self.end(job)
             else:
                 yield from self._put(job, [job._asked.id, RESULT, 0, value])
-                self._stats.served += 1
+                self._count("served")
                 self._finish(job)
 
     def send(self, job: Job, value: Any) -> Steps:
@@ -282,14 +281,14 @@ class Jobs:
             raise TypeError(f"service {self.name!r}: its answer is a stream; the caller must use stream()")
         yield from self._put(job, [job._asked.id, CHUNK, job._chunks, value])
         job._chunks += 1
-        self._stats.chunks += 1
+        self._count("chunks")
 
     def end(self, job: Job) -> Steps:
         """Of a stream."""
         _check_open(job)
         with suppress(errors.Cancelled):
             yield from self._put(job, [job._asked.id, END, job._chunks, None])
-            self._stats.served += 1
+            self._count("served")
             self._finish(job)
 
     def fail(self, job: Job, error: BaseException) -> Steps:
@@ -301,15 +300,14 @@ class Jobs:
                 yield from self._put(job, [job._asked.id, ERROR, 0, fault])
             except errors.MessageTooLarge:
                 yield from self._put(job, [job._asked.id, ERROR, 0, faults.brief(fault)])
-            self._stats.failed += 1
+            self._count("failed")
             self._finish(job)
 
     def drop(self, job: Job) -> None:
         """Nobody waits for it."""
         if job._is_open:
             expired = 0 < job._asked.deadline <= time.monotonic_ns()
-            self._stats.expired += expired
-            self._stats.cancelled += not expired
+            self._count("expired" if expired else "cancelled")
             self._finish(job)
 
     def give_back(self, job: Job) -> None:
@@ -348,7 +346,7 @@ class Jobs:
 
     def _give_up(self, job: Job, why: errors.Full) -> None:
         job._caller.stuck = True
-        self._stats.given_up += 1
+        self._count("given_up")
         text = f"the client did not read for {self._patience_ns / 1e9:g} s, so the server gave this answer up"
         fault = faults.describe(errors.Full(text), f"{why}")
         self._part(job, [job._asked.id, ERROR, 0, faults.brief(fault)])

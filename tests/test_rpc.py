@@ -628,6 +628,17 @@ def test_one_look_is_for_all(name: str, client: shmq.Client) -> None:
     assert [call.events[0][0] for call in pending] == [DIED] * 3
 
 
+def test_closing_a_server_beside_a_thread_at_its_clients(server: shmq.Server) -> None:
+    """That one may be about to finish a request: they must not wait for each other."""
+    jobs = server._jobs
+    with jobs._callers._lock:
+        closing = Background(server.close)
+        poll(lambda: jobs.cancellations.closed)
+        assert jobs._lock.acquire(timeout=10.0)
+        jobs._lock.release()
+    closing.result()
+
+
 def test_closing_a_client_wakes_its_threads(name: str, client: shmq.Client, server: shmq.Server) -> None:
     with shmq.Client(name, **REPLY_SIZES) as other:
         calls = [Background(lambda: other.call("x")) for _ in range(3)]
