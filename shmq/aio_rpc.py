@@ -187,7 +187,9 @@ class Stream:
     async def __anext__(self) -> Any:
         if self._streamed is not None:
             try:
-                for item in await drive(self._calls.item(self._streamed)):
+                for item in self._calls.item_now(self._streamed) or await drive(
+                    self._calls.item(self._streamed)
+                ):
                     return item
                 self._streamed = None
             except BaseException:
@@ -227,7 +229,8 @@ class Request(Job):
         """The next of a stream's answers; ``end`` is the last word.  ``Cancelled`` as in ``shmq.Request``.
 
         A task that is cancelled here has not sent it."""
-        await drive(self._jobs.send(self, value))
+        if not self._jobs.try_send(self, value):
+            await drive(self._jobs.send(self, value))
 
     async def end(self) -> None:
         """The stream is complete."""

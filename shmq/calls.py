@@ -43,6 +43,8 @@ from .queue import Queue
 
 BUFFERED = 4_096
 """Chunks of a stream that were read for a caller that does not take them; more end the stream."""
+AT_ONCE = 15
+"""Replies that are read behind one that was waited for, if they are there already."""
 _SETTLED = frozenset({RESULT, END, ERROR, DIED})
 
 
@@ -162,6 +164,10 @@ class Calls:
         self._requests.unlink()
         unlink_cancelled(self.name)
 
+    def _count(self, what: str) -> None:
+        with self._lock:
+            setattr(self.stats, what, getattr(self.stats, what) + 1)
+
     # ---- asking ----
 
     def send(self, call: Call, obj: Any) -> Steps:
@@ -182,7 +188,7 @@ class Calls:
                 call.sent = True
                 return
             except errors.Full as e:
-                self._look_if_due(time.monotonic_ns())
+                self._look_instead_of_leader()
                 if call.events:
                     return  # no server is alive
                 if time.monotonic_ns() >= call.deadline:
@@ -233,12 +239,27 @@ class Calls:
                 try:
                     until = min(call.deadline, self._next_look)
                     self._file((yield GET, replies, seconds_until(until, LOOK_NS)))
+                    self._file_more(replies)
                 except errors.Empty:
                     pass
                 except errors.DecodeError:
                     self.stats.late += 1  # not a server's
         finally:
             self._leading = False
+
+    def _file_more(self, replies: Queue) -> bool:
+        """What is there already: a few, since what stays in the queue is what holds the servers up.
+
+        False: there is no more, or there was an error, which comes again at the next get."""
+        for _ in range(AT_ONCE):
+            item = replies._try_take()
+            if type(item) is int:
+                return False
+            try:
+                self._file(replies._decode(item, False))
+            except errors.DecodeError:
+                self.stats.late += 1  # not a server's
+        return True
 
     def _hand_over(self) -> None:
         """Somebody must lead while anybody waits."""
@@ -254,27 +275,19 @@ class Calls:
         number, kind, n, payload = reply
         with self._lock:
             call = self._pending.get(number) if type(number) is int else None
-            if call is None:
+            if call is None or type(n) is not int:
                 self.stats.late += 1
                 return
             if kind == CHUNK:
                 if n < call.chunks:
                     return  # had before, from a server that died since
                 if n > call.chunks or not call.streams:
-                    kind, payload = (
-                        ERROR,
-                        faults.describe(
-                            errors.DecodeError(f"chunk {n} came where {call.chunks} was expected"), "client"
-                        ),
-                    )
+                    wrong = errors.DecodeError(f"chunk {n} came where {call.chunks} was expected")
+                    kind, payload = ERROR, faults.describe(wrong, "client")
                 call.chunks += 1
             elif kind == END and n != call.chunks:
-                kind, payload = (
-                    ERROR,
-                    faults.describe(
-                        errors.DecodeError(f"the stream ended after {call.chunks} of {n} chunks"), "client"
-                    ),
-                )
+                wrong = errors.DecodeError(f"the stream ended after {call.chunks} of {n} chunks")
+                kind, payload = ERROR, faults.describe(wrong, "client")
             self._deliver(call, kind, payload)
             overrun = len(call.events) > BUFFERED
             if overrun:
@@ -293,13 +306,28 @@ class Calls:
 
     # ---- who is there ----
 
+    def _look_instead_of_leader(self) -> None:
+        """By one who waits for room: where nobody reads, nobody else looks."""
+        with self._lock:
+            if self._leading:
+                return
+            self._leading = True
+        try:
+            self._look_if_due(time.monotonic_ns())
+        finally:
+            self._leading = False
+            self._hand_over()
+
     def _look_if_due(self, now: int) -> None:
-        """Where no server is alive any more every call fails, and none that comes later begins them."""
+        """The leader's.  Where no server is alive any more every call fails, and none that comes later begins
+        them; but what the last one has said counts."""
         if now < self._next_look:
             return
         self._next_look = now + LOOK_NS
         if not self._pending or self.has_server() or not self._had_server():
             return
+        while self._file_more(self._reply_queue()):
+            pass
         with self._lock:
             lost = list(self._pending.values())
             numbers = [call.id for call in lost]
@@ -325,7 +353,7 @@ class Calls:
         return self._saw_server
 
     def _expired(self, why: str) -> errors.DeadlineExceeded:
-        self.stats.expired += 1
+        self._count("expired")
         if not (self.has_server() or self._had_server()):
             why += "; no server has ever been attached: start one, or look at the name"
         return errors.DeadlineExceeded(f"service {self.name!r}: {why}")
@@ -362,15 +390,21 @@ class Calls:
             while True:
                 kind, payload = yield from self.answer(call)
                 if kind == RESULT:
-                    self.stats.answered += 1
+                    self._count("answered")
                     return payload
                 if kind != DIED or retries == 0:
                     raise self.failure(kind, payload)
                 retries -= 1
-                self.stats.server_deaths += 1
+                self._count("server_deaths")
                 yield from self.send(call, obj)
 
-    def item(self, streamed: "Streamed") -> Steps:
+    def item_now(self, streamed: Streamed) -> list[Any]:
+        """As ``item``, of what was read already; the empty list where that is nothing, or another event."""
+        events = streamed.call.events
+        with self._lock:
+            return [events.popleft()[1]] if events and events[0][0] == CHUNK else []
+
+    def item(self, streamed: Streamed) -> Steps:
         """The next one of a stream, as a list of one; the empty list at its end."""
         call = streamed.call
         with self._giving_up(call):
@@ -381,12 +415,12 @@ class Calls:
                 if kind == CHUNK:
                     return [payload]
                 if kind == END:
-                    self.stats.answered += 1
+                    self._count("answered")
                     return []
                 if kind != DIED or streamed.retries == 0:
                     raise self.failure(kind, payload)
                 streamed.retries -= 1
-                self.stats.server_deaths += 1
+                self._count("server_deaths")
                 yield from self.send(call, streamed.obj)
 
     @contextmanager
@@ -403,12 +437,12 @@ class Calls:
     def failure(self, kind: int, payload: Any) -> Exception:
         """The exception of an event that is no result."""
         if kind == DIED:
-            self.stats.server_deaths += 1
+            self._count("server_deaths")
             return errors.ServerDied(
                 f"service {self.name!r}: {payload}; what was asked may have been done, in part or whole. "
                 "Call again if that does no harm (retries=...)"
             )
-        self.stats.failed += 1
+        self._count("failed")
         if kind == ERROR:
             return faults.revive(payload)
         return errors.DecodeError(f"service {self.name!r}: a reply of kind {kind} is not expected here")

@@ -274,6 +274,18 @@ class Jobs:
                 self._count("served")
                 self._finish(job)
 
+    def try_send(self, job: Job, value: Any) -> bool:
+        """``send``, where it need not wait; False: nothing was done."""
+        if not job._is_open or not job._asked.streams or job.cancelled:
+            return False
+        try:
+            job._caller.queue.put_nowait([job._asked.id, CHUNK, job._chunks, value])
+        except (errors.Full, errors.Closed, errors.ShutDown):
+            return False
+        job._chunks += 1
+        self._count("chunks")
+        return True
+
     def send(self, job: Job, value: Any) -> Steps:
         """One more of a stream.  ``Cancelled``, and the job is over."""
         _check_open(job)

@@ -167,7 +167,7 @@ class Stream:
     def __next__(self) -> Any:
         if self._streamed is not None:
             try:
-                for item in block(self._calls.item(self._streamed)):
+                for item in self._calls.item_now(self._streamed) or block(self._calls.item(self._streamed)):
                     return item
                 self._streamed = None
             except BaseException:
@@ -213,7 +213,8 @@ class Request(Job):
 
         ``Cancelled`` where nobody waits for it any more, or the client has not read for longer than the
         server's patience; the request is then over."""
-        block(self._jobs.send(self, value))
+        if not self._jobs.try_send(self, value):
+            block(self._jobs.send(self, value))
 
     def end(self) -> None:
         """The stream is complete."""

@@ -14,7 +14,7 @@ from conftest import RUN, SHM, SMALL, fill, poll
 
 import shmq
 from shmq import faults
-from shmq.calls import BUFFERED, Call
+from shmq.calls import AT_ONCE, BUFFERED, Call
 from shmq.protocol import CHUNK, DIED, END, RESULT
 from shmq.rpc import block
 
@@ -253,8 +253,12 @@ def test_chunks_that_were_had_are_skipped(client: shmq.Client) -> None:
         calls._file(wrong)
         with pytest.raises(shmq.DecodeError, match="chunk"):
             raise calls.failure(*call.events[-1])
-    for nonsense in (None, [1], [7, "x", 0, 0], ["a", 0, 0, 0], [[], 0, 0, 0]):
+    calls._pending[9] = call = Call(9, True, 0)
+    for nonsense in (None, [1], [9, "x", 0, 0], ["a", 0, 0, 0], [[], 0, 0, 0], [9, CHUNK, "x", 0]):
         calls._file(nonsense)
+    assert not call.events
+    assert calls.stats.late == 7
+    calls._pending.clear()  # none of them was sent
 
 
 def test_a_stream_that_nobody_takes(serve: Serve, client: shmq.Client) -> None:
@@ -274,6 +278,19 @@ def test_a_stream_that_nobody_takes(serve: Serve, client: shmq.Client) -> None:
     assert client.call("wait", PATIENT_S) == "done"
     with pytest.raises(shmq.Full, match="take them faster"):
         list(stream)
+
+
+def test_few_chunks_are_read_at_once(client: shmq.Client, server: shmq.Server) -> None:
+    """What stays in the queue is what holds up a server whose client takes its time."""
+    stream = client.stream("x", PATIENT_S)
+    block(client._calls.send(stream._streamed.call, "x"))
+    request = server.next(PATIENT_S)
+    for i in range(2 * AT_ONCE):
+        request.send(i)
+    assert next(stream) == 0
+    assert client._calls._reply_queue().qsize() == AT_ONCE - 1
+    request.end()
+    assert list(stream) == list(range(1, 2 * AT_ONCE))
 
 
 # ---- errors ----
@@ -626,6 +643,33 @@ def test_one_look_is_for_all(name: str, client: shmq.Client) -> None:
         assert len(requests) == 3
     calls._look_if_due(1 << 60)
     assert [call.events[0][0] for call in pending] == [DIED] * 3
+
+
+def test_what_the_last_server_said_counts(name: str, client: shmq.Client) -> None:
+    """Its answers lie there, unread, when a look finds it gone."""
+    calls = client._calls
+    call = Call(0, True, 1 << 62)
+    with shmq.Server(name) as server:
+        block(calls.send(call, "x"))
+        request = server.next(PATIENT_S)
+        for i in range(40):
+            request.send(i)
+        request.end()
+        calls._look_if_due(1 << 58)
+    calls._look_if_due(1 << 60)
+    assert list(call.events) == [(CHUNK, i) for i in range(40)] + [(END, None)]
+
+
+def test_no_server_is_left_to_make_room(name: str, client: shmq.Client) -> None:
+    """Whoever waits for room in the request queue finds out, too, though nobody reads replies."""
+    shmq.Server(name).close()
+    with shmq.Queue(name) as q:
+        fill(q)
+        q.get()
+        q.put("one was taken")
+        fill(q)
+    with pytest.raises(shmq.ServerDied, match="no server is alive"):
+        client.call("x")
 
 
 def test_closing_a_server_beside_a_thread_at_its_clients(server: shmq.Server) -> None:
