@@ -17,7 +17,7 @@ from .harness import Harness, Settings, left_in_dev_shm
 from .model import Report, Row
 from .options import whole, wholes
 from .progress import bar
-from .suites import aio, fanout
+from .suites import aio, fanout, rpc
 
 _BESIDE = {"compare": compare.main, "html": html.main}
 """Subcommands that read the JSON of earlier runs."""
@@ -62,7 +62,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rivals",
         type=options.names(
-            frozenset(one.NAME for one in (*rivals.ALL, *fanout.AMONG, *aio.AMONG)) - {"shmq"}
+            frozenset(one.NAME for one in (*rivals.ALL, *fanout.AMONG, *aio.AMONG, *rpc.AMONG)) - {"shmq"}
         ),
         metavar="NAMES",
         help='only these, separated by commas; "" for none',

@@ -81,6 +81,9 @@ class Endpoint:
     loop: Any = None
     """A `bench.loops.Loop`: the same as coroutines. Such a transport is in the suite aio alone."""
 
+    service: Any = None
+    """A `bench.services.Service`: plays the parts of request and reply, in the suite rpc alone."""
+
     close: Callable[[], object] = _no_close
 
 

@@ -16,14 +16,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from . import machine, native, ours, ours_aio, ours_crowd, ours_mpmc, ours_topic, pipe_aio, rivals, tcp_raw
+from . import (
+    machine,
+    native,
+    ours,
+    ours_aio,
+    ours_crowd,
+    ours_mpmc,
+    ours_rpc,
+    ours_topic,
+    pipe_aio,
+    rivals,
+    tcp_raw,
+)
 from .endpoint import Spec, Unsuited
 from .latencies import Latencies
 from .model import Report, Result, Role, Row
 from .pair import Pair, PairFailed
 
 _LONGEST_RUN = 1 << 31
-_ALWAYS = (ours, ours_aio, ours_mpmc, ours_crowd, ours_topic, pipe_aio, tcp_raw)
+_ALWAYS = (ours, ours_aio, ours_mpmc, ours_crowd, ours_rpc, ours_topic, pipe_aio, tcp_raw)
 _UNIT_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6}
 
 

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
-from . import checks, jobs, loops, objects, schedule, shared, waiting
+from . import checks, jobs, loops, objects, schedule, services, shared, waiting
 from .endpoint import Side, Spec
 
 CPU_OF_LAST = "cpu_of_last"
 """Instead of a job: the processor time of this process since the last one began."""
 _JOBS = {
     name: job
-    for of in (jobs, checks, loops, objects, schedule, shared, waiting)
+    for of in (jobs, checks, loops, objects, schedule, services, shared, waiting)
     for name, job in vars(of).items()
 }
 

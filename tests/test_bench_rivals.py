@@ -20,7 +20,17 @@ from bench import harness, rivals, work
 from bench.endpoint import Spec, Unsuited
 from bench.model import Report
 from bench.pair import Pair
-from bench.rivals import iceoryx, mp_pipe, mpi, posix_mq, pyzmq_aio, pyzmq_pub, zenoh_shm
+from bench.rivals import (
+    iceoryx,
+    mp_pipe,
+    mp_queue_rpc,
+    mpi,
+    posix_mq,
+    pyzmq_aio,
+    pyzmq_pub,
+    pyzmq_rpc,
+    zenoh_shm,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHM = Path("/dev/shm")
@@ -171,6 +181,9 @@ def packages() -> set[str]:
     return {re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in wanted}
 
 
+WITH_PYTHON = {"mp_queue", "mp_queue_rpc", "mp_simple", "mp_pipe", "unix_socket"}
+
+
 @pytest.mark.parametrize("transport", MODULES, ids=by_name)
 def test_a_rival_that_is_not_installed_says_what_to_install(
     transport: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -178,7 +191,7 @@ def test_a_rival_that_is_not_installed_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     reason = transport.missing()
     if reason is None:
-        assert transport.__name__.split(".")[-1] in {"mp_queue", "mp_simple", "mp_pipe", "unix_socket"}
+        assert transport.__name__.split(".")[-1] in WITH_PYTHON
     else:
         package = re.fullmatch(r"not installed \(pip install ([\w-]+)\)", reason)
         assert package, reason
@@ -192,7 +205,9 @@ def test_mpi_asks_for_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_rival_has_a_name_of_its_own_and_the_whole_interface() -> None:
-    elsewhere = {pyzmq_pub.__name__, pyzmq_aio.__name__}  # in suites of their own
+    elsewhere = {
+        m.__name__ for m in (mp_queue_rpc, pyzmq_aio, pyzmq_pub, pyzmq_rpc)
+    }  # in suites of their own
     assert {module.__name__ for module in rivals.ALL} == {m.__name__ for m in MODULES} - elsewhere
     assert len({module.NAME for module in MODULES}) == len(MODULES)
     for module in MODULES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import aio, core, fanout, floors, handover, latency, local, mpmc, tensor, throughput, wait
+from . import aio, core, fanout, floors, handover, latency, local, mpmc, rpc, tensor, throughput, wait
 
 ALL: dict[str, ModuleType] = {
     "floors": floors,
@@ -22,4 +22,5 @@ ALL: dict[str, ModuleType] = {
     "mpmc": mpmc,
     "wait": wait,
     "aio": aio,
+    "rpc": rpc,
 }
