@@ -8,7 +8,7 @@
  *     recover.c   the order of repair
  *     ring.c      a ring of any kind
  *     share.c | keep.c | lanes.c     the blocks of a topic; of what is to be acknowledged; two mpmc rings as one
- *     spsc.c | mpmc.c | topic.c | arena.c | pending.c    the structures; none knows another, none waits
+ *     spsc.c | mpmc.c | topic.c | arena.c | pending.c | keys.c    the structures; none knows another, none waits
  *     doorbell.c                               wake-ups of event loops
  *     peers.c     who is attached, who is alive
  *     recorder.c  the flight recorder: a peer's last operations
@@ -476,6 +476,32 @@ bool shmq_pending_others_hold(const struct shmq_pending *pending); /* a message 
 void shmq_pending_recover(const struct shmq_pending *pending, uint32_t dead);
 void shmq_pending_settle(const struct shmq_pending *pending); /* ends every repair pass */
 
+/* ---- keys.c ---- */
+
+struct shmq_keys {
+    struct shmq_keys_line *line;
+    shmq_a64 *chains; /* of each the newest key's number */
+    struct shmq_key_entry *entries;
+    uint32_t count; /* entries; 0: no put of this queue has a key */
+    uint32_t shift; /* of a mixed hash, for the number of its chain */
+    uint32_t owner; /* ours */
+};
+
+void shmq_keys_bind(struct shmq_keys *keys, const struct shmq_segment *segment);
+int shmq_keys_valid(const struct shmq_keys *keys);
+/* Is it in the window?  Without a turn: a yes is sure, a no is not. */
+bool shmq_keys_known(const struct shmq_keys *keys, uint64_t hash);
+/* Takes the turn; SHMQ_KEYS_BUSY: it is another's; SHMQ_REPEAT: known, and nothing was taken. */
+int shmq_keys_try_begin(const struct shmq_keys *keys, uint64_t hash);
+/* Around the store that publishes: before, and after, which ends the turn. */
+void shmq_keys_publishing(const struct shmq_keys *keys);
+void shmq_keys_published(const struct shmq_keys *keys);
+void shmq_keys_give_up(const struct shmq_keys *keys);   /* nothing was published */
+bool shmq_keys_vacant(const struct shmq_keys *keys);    /* it is nobody's turn */
+int32_t shmq_keys_holder(const struct shmq_keys *keys); /* whose turn it is, or -1 */
+/* `published`: no slot of the ring is the dead one's to write. */
+void shmq_keys_recover(const struct shmq_keys *keys, uint32_t dead, bool published);
+
 /* ---- keep.c ---- */
 
 /* The block of a message out of the ring; of one that is delivered again. */
@@ -605,7 +631,8 @@ int shmq_recover_all(struct shmq_segment *segment, const struct shmq_ring *ring,
 struct shmq_side {
     struct shmq_ring_side ring;
     struct shmq_waiter waiter;
-    bool held; /* we have this role */
+    bool held;    /* we have this role */
+    uint64_t key; /* put: the key that we put, while it is our turn; else 0 */
 };
 
 /* One handle.  Private memory; only the counters that `counters` points to are shared. */
@@ -620,6 +647,7 @@ struct shmq_queue {
     struct shmq_ring ring;
     struct shmq_arena arena;
     struct shmq_pending pending;
+    struct shmq_keys keys;
     struct shmq_segment segment;
     struct shmq_membership me;
     shmq_a32 users;       /* of the mapping: the open handle, blocks, waiting calls */
@@ -684,6 +712,12 @@ int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t fla
                      struct shmq_record *record);
 int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
                         const void *data, uint32_t bytes);
+/* A turn of a put with `key`, 0: none; SHMQ_REPEAT, SHMQ_KEYS_BUSY, or it is ours until the commit, or the end.  No wait
+ * and none of a user's code between: others wait. */
+int shmq_key_begin(shmq_queue *q, uint64_t key);
+void shmq_key_end(shmq_queue *q);
+/* A look without a turn, before a payload is copied: true, and counted, where it would be for nothing. */
+bool shmq_key_known(shmq_queue *q, uint64_t key);
 int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);
 int shmq_try_publish(shmq_block *block, uint16_t codec, const void *meta, uint32_t meta_bytes,
                      uint64_t bytes);
@@ -707,15 +741,18 @@ bool shmq_is_over(const shmq_queue *q);
 
 /* ---- shmq.c ---- */
 
-/* Wait until a block, or a record, with a payload of `bytes` seems to fit, or a message to be there.  `cursor` and
- * `wish`: see shmq_ring_cursor and shmq_ring_wish.  SHMQ_OK: try again; SHMQ_EMPTY: the deadline passed. */
-int shmq_wait_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, int64_t deadline_ns);
+/* What a put waits for. */
+enum shmq_lacking { SHMQ_LACKS_ROOM = 0, SHMQ_LACKS_PAGES = 1, SHMQ_LACKS_TURN = 2 };
+/* Wait until a record, or a block, with a payload of `bytes` seems to fit, or nobody else to put with a key; or a
+ * message to be there.  `cursor` and `wish`: see shmq_ring_cursor and shmq_ring_wish.  SHMQ_OK: try again; SHMQ_EMPTY:
+ * the deadline passed. */
+int shmq_wait_put(shmq_queue *q, uint64_t wish, enum shmq_lacking lacks, uint64_t bytes, int64_t deadline_ns);
 int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns);
 int shmq_wait_done(shmq_queue *q, int64_t deadline_ns); /* every message is acked, every task done */
 /* The same for who waits in an event loop.  SHMQ_OK: try again.  Else `doorbell` is going to be rung, and meanwhile, at
  * the end of each slice, call shmq_look_now and this with SHMQ_ARM_AGAIN.  SHMQ_NOT_READY: it may be that this came
  * too late for a waker; a short slice later, if nothing was rung, call it with SHMQ_ARM_SURELY. */
-int shmq_arm_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, uint64_t doorbell,
+int shmq_arm_put(shmq_queue *q, uint64_t wish, enum shmq_lacking lacks, uint64_t bytes, uint64_t doorbell,
                  enum shmq_arming how);
 int shmq_arm_get(shmq_queue *q, uint64_t cursor, uint64_t doorbell, enum shmq_arming how);
 /* Looks at the peers, repairs what the dead left, and wakes whom it concerns. */

@@ -30,6 +30,7 @@ static void bind_structures(shmq_queue *q) {
     q->control = q->segment.control;
     shmq_ring_bind(&q->ring, &q->segment);
     shmq_pending_bind(&q->pending, &q->segment);
+    shmq_keys_bind(&q->keys, &q->segment);
     q->arena = (struct shmq_arena){
         .words = (shmq_a64 *)(void *)(base + g->words_at),
         .headers = (struct shmq_block_header *)(void *)(base + g->blocks_at),
@@ -57,6 +58,7 @@ void shmq_settle_in(shmq_queue *q) {
     q->arena.owner = q->me.index;
     shmq_ring_join(&q->ring, q->me.index);
     q->pending.owner = q->me.index;
+    q->keys.owner = q->me.index;
     q->counters = &q->segment.peers[q->me.index];
 }
 
@@ -398,6 +400,8 @@ const char *shmq_status_text(int status) {
                                         "producer dead",
                                         "subscription ended by a publisher",
                                         "delivered again meanwhile",
-                                        "too many messages not acknowledged"};
+                                        "too many messages not acknowledged",
+                                        "a repeat of a key, dropped",
+                                        "another producer is putting with a key"};
     return status >= 0 && status < (int)(sizeof texts / sizeof *texts) ? texts[status] : "unknown";
 }

@@ -18,6 +18,8 @@
  *   pending_at         +---------------------------+  (page aligned)
  *                      | pending table             |  at_least_once: pending x 32 B, then (at copies_at)
  *                      |                           |  pending x slot_bytes, copies of slots
+ *   keys_at            +---------------------------+
+ *                      | window of keys            |  one cursor a chain, then keys x 16 B, see keys.c
  *   words_at           +---------------------------+  (page aligned)
  *                      | page words                |  one 64-bit word a page: the truth about it
  *   blocks_at          +---------------------------+
@@ -58,7 +60,7 @@
 
 struct shmq_geometry {
     uint64_t total_bytes;
-    uint64_t peers_at, ring_at, pending_at, copies_at, words_at, blocks_at, small_at, large_at;
+    uint64_t peers_at, ring_at, pending_at, copies_at, keys_at, words_at, blocks_at, small_at, large_at;
     uint64_t urgent_at;
     uint64_t ring_bytes;    /* spsc: a power of two; mpmc, topic: slots * slot_bytes */
     uint64_t visibility_ns; /* at_least_once: what is not acked for so long is delivered again; 0: never */
@@ -71,7 +73,9 @@ struct shmq_geometry {
     uint32_t max_deliveries; /* at_least_once: then the dead-letter queue; 0: no limit */
     uint32_t history;        /* topic: messages that are kept for late subscribers */
     uint32_t pending;        /* at_least_once: entries of the pending table; else 0 */
+    uint32_t keys;           /* mpmc: how many keys are remembered; 0: none */
     uint32_t urgent_slots;   /* priority: a power of two; else 0 */
+    uint32_t unused;
 };
 
 struct shmq_header {
@@ -132,6 +136,16 @@ struct shmq_pending_line {
     uint8_t unused[SHMQ_LINE - 8];
 };
 
+/* By whose turn it is, but for repeats. */
+struct shmq_keys_line {
+    shmq_a64 word;    /* enum shmq_keys_state, and the owner: whose turn it is, see keys.c */
+    shmq_a64 hash;    /* what is put in this turn ... */
+    shmq_a64 number;  /* ... and what number it is going to have */
+    shmq_a64 count;   /* keys so far: the last one's number.  Never wraps */
+    shmq_a64 repeats; /* puts that were dropped; any producer */
+    uint8_t unused[SHMQ_LINE - 40];
+};
+
 struct shmq_control {
     /* writer: the producer, the consumer; mpmc: whoever helps; topic: publishers, both */
     struct shmq_cursor_line tail, head;
@@ -140,6 +154,7 @@ struct shmq_control {
     struct shmq_roles roles;
     struct shmq_pending_line pending;                 /* consumers, of an at_least_once queue */
     struct shmq_cursor_line urgent_tail, urgent_head; /* priority: as tail and head */
+    struct shmq_keys_line keys;                       /* producers that put with a key */
 };
 
 /* ---- peer table ---------------------------------------------------------------------------- */
@@ -279,6 +294,26 @@ struct shmq_pending_entry {
     shmq_a64 handle;   /* of its block, or SHMQ_NO_HANDLE */
 };
 
+/* ---- window of keys -------------------------------------------------------------------------- */
+
+/* word = state:3 | owner:12, see keys.c. */
+enum shmq_keys_state { SHMQ_KEYS_FREE = 0, SHMQ_KEYS_HELD = 1, SHMQ_KEYS_PUBLISHING = 2 };
+
+#define SHMQ_MAX_KEYS (UINT32_C(1) << 16)
+
+/* Key number n, counted from 1, lies in entry n mod keys. */
+struct shmq_key_entry {
+    shmq_a64 hash;
+    shmq_a64 before; /* number of the key before it in its chain; 0: none */
+};
+
+/* As many chains as keys, rounded up to a power of two. */
+static inline uint32_t shmq_key_chains(uint32_t keys) {
+    uint32_t chains = keys > 0;
+    while (chains < keys) chains *= 2;
+    return chains;
+}
+
 /* ---- arena ---------------------------------------------------------------------------------- */
 
 /* A page's word.  Changed by CAS only, by the process that the current word allows:
@@ -367,7 +402,7 @@ struct shmq_block_header {
 #define SHMQ_ASSERT_AT(type, field, at)                                                                      \
     _Static_assert(offsetof(struct type, field) == (at), #type "." #field " moved")
 
-_Static_assert(sizeof(struct shmq_geometry) == 144, "geometry");
+_Static_assert(sizeof(struct shmq_geometry) == 160, "geometry");
 SHMQ_ASSERT_AT(shmq_header, fingerprint, 8);
 SHMQ_ASSERT_AT(shmq_header, kind, 16);
 SHMQ_ASSERT_AT(shmq_header, uuid, 24);
@@ -384,7 +419,9 @@ SHMQ_ASSERT_AT(shmq_control, pending, 5 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, urgent_tail, 6 * SHMQ_LINE);
 SHMQ_ASSERT_AT(shmq_control, urgent_head, 7 * SHMQ_LINE);
 _Static_assert(sizeof(struct shmq_pending_entry) == 32, "pending entry");
-_Static_assert(sizeof(struct shmq_control) == 8 * SHMQ_LINE, "control");
+SHMQ_ASSERT_AT(shmq_control, keys, 8 * SHMQ_LINE);
+_Static_assert(sizeof(struct shmq_key_entry) == 16, "key entry");
+_Static_assert(sizeof(struct shmq_control) == 9 * SHMQ_LINE, "control");
 SHMQ_ASSERT_AT(shmq_eventcount, bells_end, 8);
 SHMQ_ASSERT_AT(shmq_peer, doorbell, 32);
 SHMQ_ASSERT_AT(shmq_peer, bells, 56);

@@ -32,6 +32,9 @@ int shmq_get_stats(shmq_queue *q, shmq_stats *s) {
     s->kind = q->segment.kind;
     s->dropped_oldest = load_relaxed(&q->control->roles.dropped_oldest);
     s->dropped_newest = load_relaxed(&q->control->roles.dropped_newest);
+    s->keys = q->keys.count;
+    s->repeats = load_relaxed(&q->control->keys.repeats);
+    s->holds_up_keys = shmq_keys_holder(&q->keys);
     s->max_unacked = q->pending.count;
     s->max_deliveries = q->pending.max_deliveries;
     s->visibility_ns = q->pending.visibility_ns;
@@ -197,5 +200,6 @@ int shmq_validate(shmq_queue *q) {
     int status = shmq_usable(q);
     if (status == SHMQ_OK) status = shmq_ring_valid(&q->ring);
     if (status == SHMQ_OK) status = shmq_pending_valid(&q->pending);
+    if (status == SHMQ_OK) status = shmq_keys_valid(&q->keys);
     return status == SHMQ_OK ? shmq_arena_valid(&q->arena) : status;
 }

@@ -26,10 +26,50 @@ int shmq_try_reserve(shmq_queue *q, uint32_t bytes, uint16_t codec, uint16_t fla
     }
 }
 
-void shmq_commit(shmq_queue *q) {
+/* A message that has a key, or that pushes another one out of a topic's history. */
+static SHMQ_APART void commit_and_more(shmq_queue *q) {
+    if (q->put.key != 0) shmq_keys_publishing(&q->keys);
     shmq_ring_commit(&q->ring, &q->put.ring);
-    if (SHMQ_UNLIKELY(q->ring.topic.history != 0)) /* death between: its block goes with its slot */
+    if (q->put.key != 0) { /* death before it: the reaper sees that no slot is ours, and remembers the key */
+        shmq_keys_published(&q->keys);
+        q->put.key = 0;
+        (void)shmq_wake(q, &q->control->not_full); /* whoever waits for its turn */
+    }
+    if (q->ring.topic.history != 0) /* death between: its block goes with its slot */
         shmq_share_expire(&q->ring.topic, &q->put.ring.topic, &q->arena);
+}
+
+void shmq_commit(shmq_queue *q) {
+    if (SHMQ_UNLIKELY((q->put.key | q->ring.topic.history) != 0)) commit_and_more(q);
+    else shmq_ring_commit(&q->ring, &q->put.ring);
+}
+
+/* ---- a key ---- */
+
+static void count_repeat(shmq_queue *q) { (void)add_relaxed(&q->control->keys.repeats, 1); /* for people */ }
+
+int shmq_key_begin(shmq_queue *q, uint64_t key) {
+    if (SHMQ_LIKELY(key == 0)) return SHMQ_OK;
+    if (q->keys.count == 0) return SHMQ_INVALID;
+    int status = shmq_keys_try_begin(&q->keys, key);
+    if (status == SHMQ_OK) q->put.key = key;
+    if (status != SHMQ_REPEAT) return status;
+    count_repeat(q);
+    (void)shmq_wake(q, &q->control->not_full); /* it was our turn for a moment */
+    return status;
+}
+
+void shmq_key_end(shmq_queue *q) {
+    if (SHMQ_LIKELY(q->put.key == 0)) return;
+    q->put.key = 0;
+    shmq_keys_give_up(&q->keys);
+    (void)shmq_wake(q, &q->control->not_full);
+}
+
+bool shmq_key_known(shmq_queue *q, uint64_t key) {
+    if (SHMQ_LIKELY(key == 0) || q->keys.count == 0 || !shmq_keys_known(&q->keys, key)) return false;
+    count_repeat(q);
+    return true;
 }
 
 static void put_done(shmq_queue *q, uint32_t op, uint64_t messages, uint64_t bytes) {

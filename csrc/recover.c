@@ -6,6 +6,7 @@
  *
  *   0. testimony  of what is in its hands, for people, while it is still there
  *   1. blocks  that the dead consumer had leased for a message which it had not taken yet: in flight again
+ *      keys    whose turn it was, and whether its message was published: a slot that the dead still writes says no
  *   2. ring    mpmc: slots that the dead owned become messages again, or tombs; no message behind the head
  *              topic: slots become tombs, a subscription ends
  *   3. pages   what the dead held, and what it had sent but not published, becomes free; or, where it had not
@@ -16,7 +17,8 @@
  *   6. slot    FREE(epoch + 1), last: until here the next reaper starts at 1
  *
  * In 1 before 2 before 3 lies the promise that nothing committed is lost: a page is judged by what the ring says
- * of it, so the ring must be right first; and a message must not be there again before its block is.
+ * of it, so the ring must be right first; and a message must not be there again before its block is.  The keys come
+ * before the ring because it makes a tomb of the slot that they are judged by.
  */
 #include "core.h"
 
@@ -68,6 +70,16 @@ static void recover_spsc(struct shmq_segment *s, const struct shmq_spsc *ring, s
     }
     give_up(&roles->producer, dead);
     give_up(&roles->consumer, dead);
+}
+
+/* A producer has one slot at a time: where it died in its turn, about to publish, and none is its, that was done. */
+static void recover_keys(const struct shmq_segment *s, const struct shmq_ring *ring, uint32_t dead) {
+    struct shmq_hands hands = {0};
+    struct shmq_keys keys;
+    if (s->geometry.keys == 0) return;
+    shmq_keys_bind(&keys, s);
+    shmq_ring_in_hands(ring, dead, &hands);
+    shmq_keys_recover(&keys, dead, hands.writing == 0);
 }
 
 static void recover_slots(const struct shmq_slots *ring, struct shmq_arena *arena,
@@ -144,7 +156,10 @@ int shmq_recover_all(struct shmq_segment *s, const struct shmq_ring *ring, struc
         testify(s, ring, arena, i, epoch);
         if (ring->is_spsc) recover_spsc(s, &ring->spsc, arena, i);
         else if (ring->is_topic) recover_topic(s, &ring->topic, arena, i, epoch);
-        else recover_mpmc(ring, arena, pending, i);
+        else {
+            recover_keys(s, ring, i);
+            recover_mpmc(ring, arena, pending, i);
+        }
         shmq_wake_slow(s, NULL, &s->control->not_empty);
         shmq_wake_slow(s, NULL, &s->control->not_full);
         shmq_doorbell_remove(load_relaxed(&s->peers[i].doorbell)); /* again by the next reaper: nothing */

@@ -59,7 +59,8 @@ static bool layout(uint32_t kind, struct shmq_geometry *g) {
     if (!(kind == SHMQ_KIND_SPSC ? spsc_ok(g) : slots_ok(g))) return false;
     if (kind == SHMQ_KIND_TOPIC ? g->peers > SHMQ_TOPIC_PEERS || g->history > g->slots / 2 : g->history != 0)
         return false;
-    if (g->pending > SHMQ_MAX_PENDING ||
+    if (g->keys > SHMQ_MAX_KEYS || (g->keys != 0 && kind != SHMQ_KIND_MPMC)) return false;
+    if (g->pending > SHMQ_MAX_PENDING || g->unused != 0 ||
         (g->pending == 0 ? g->max_deliveries != 0 || g->visibility_ns != 0 : kind != SHMQ_KIND_MPMC))
         return false;
     if (g->urgent_slots != 0 && (kind != SHMQ_KIND_MPMC || g->urgent_slots != urgent_slots(g))) return false;
@@ -71,7 +72,10 @@ static bool layout(uint32_t kind, struct shmq_geometry *g) {
     g->urgent_at = round_up(g->ring_at + g->ring_bytes, SHMQ_PAGE);
     g->pending_at = round_up(g->urgent_at + (uint64_t)g->urgent_slots * g->slot_bytes, SHMQ_PAGE);
     g->copies_at = round_up(g->pending_at + g->pending * sizeof(struct shmq_pending_entry), SHMQ_LINE);
-    g->words_at = round_up(g->copies_at + (uint64_t)g->pending * g->slot_bytes, SHMQ_PAGE);
+    g->keys_at = round_up(g->copies_at + (uint64_t)g->pending * g->slot_bytes, SHMQ_LINE);
+    g->words_at = round_up(g->keys_at + shmq_key_chains(g->keys) * sizeof(shmq_a64) +
+                               g->keys * sizeof(struct shmq_key_entry),
+                           SHMQ_PAGE);
     g->blocks_at = round_up(g->words_at + pages * sizeof(shmq_a64), SHMQ_LINE);
     g->small_at = round_up(g->blocks_at + pages * sizeof(struct shmq_block_header), SHMQ_PAGE);
     g->large_at = round_up(g->small_at + (uint64_t)g->small_pages * SHMQ_SMALL_PAGE,
@@ -91,6 +95,7 @@ static bool plan(const shmq_params *p, struct shmq_geometry *g) {
     g->pending = p->max_unacked;
     g->max_deliveries = p->max_deliveries;
     g->visibility_ns = p->visibility_ns;
+    g->keys = p->keys;
     if (p->kind != SHMQ_KIND_SPSC) {
         if (p->inline_bytes > RING_MAX) return false;
         g->slot_bytes = (uint32_t)round_up(sizeof(struct shmq_slot) + p->inline_bytes, SHMQ_LINE);

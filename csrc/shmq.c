@@ -19,7 +19,7 @@ struct need {
     shmq_queue *q;
     uint64_t cursor; /* or wish */
     uint64_t bytes;
-    bool for_block;
+    enum shmq_lacking lacks;
     uint64_t next_due; /* at_least_once: when a message is due again, as of the wait's begin */
 };
 
@@ -30,7 +30,8 @@ static bool put_ready(void *context) {
     const struct need *need = context;
     shmq_queue *q = need->q;
     if (not_running(q)) return true;
-    if (!need->for_block) return shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes);
+    if (need->lacks == SHMQ_LACKS_ROOM) return shmq_ring_room(&q->ring, need->cursor, (uint32_t)need->bytes);
+    if (need->lacks == SHMQ_LACKS_TURN) return shmq_keys_vacant(&q->keys);
     return shmq_arena_room(&q->arena, need->bytes) ||
            (q->ring.is_topic && shmq_share_reclaimable(&q->ring.topic, &q->arena));
 }
@@ -111,12 +112,13 @@ static bool too_late(int64_t deadline_ns) {
     return deadline_ns > SHMQ_NO_WAIT && deadline_ns != SHMQ_FOREVER && shmq_now_ns() >= deadline_ns;
 }
 
-int shmq_wait_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, int64_t deadline_ns) {
-    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .for_block = for_block};
+int shmq_wait_put(shmq_queue *q, uint64_t wish, enum shmq_lacking lacks, uint64_t bytes,
+                  int64_t deadline_ns) {
+    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .lacks = lacks};
     shmq_recorder_note_once(q->counters, SHMQ_OP_WAIT_PUT, bytes);
     if (too_late(deadline_ns)) return SHMQ_EMPTY;
     /* A producer that takes each slot as it falls free meets the consumer at every one: let some gather. */
-    if (!for_block && load_relaxed(&q->put.waiter.spin_ns) > 0)
+    if (lacks == SHMQ_LACKS_ROOM && load_relaxed(&q->put.waiter.spin_ns) > 0)
         shmq_linger(put_roomy, &need, GATHER_NS, deadline_ns);
     return wait_until(q, &q->control->not_full, &q->put.waiter, put_ready, &need, deadline_ns);
 }
@@ -183,9 +185,9 @@ static int arm(shmq_queue *q, struct shmq_eventcount *e, shmq_ready_fn *ready, s
     return sure ? SHMQ_EMPTY : SHMQ_NOT_READY;
 }
 
-int shmq_arm_put(shmq_queue *q, uint64_t wish, bool for_block, uint64_t bytes, uint64_t doorbell,
+int shmq_arm_put(shmq_queue *q, uint64_t wish, enum shmq_lacking lacks, uint64_t bytes, uint64_t doorbell,
                  enum shmq_arming how) {
-    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .for_block = for_block};
+    struct need need = {.q = q, .cursor = wish, .bytes = bytes, .lacks = lacks};
     return arm(q, &q->control->not_full, put_ready, &need, SHMQ_OP_WAIT_PUT, doorbell, how);
 }
 
@@ -202,12 +204,14 @@ void shmq_look_now(shmq_queue *q) {
 /* A failed try becomes a wait.  SHMQ_OK: try again. */
 static int wait_after(shmq_queue *q, uint32_t urgent, int tried, uint32_t record_bytes, uint64_t block_bytes,
                       int64_t deadline_ns) {
-    if (tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL) return tried;
+    if (tried != SHMQ_FULL && tried != SHMQ_ARENA_FULL && tried != SHMQ_KEYS_BUSY) return tried;
     if (deadline_ns <= SHMQ_NO_WAIT) return shmq_look_around(q) ? SHMQ_OK : tried;
     shmq_pin(q);
-    bool for_block = tried == SHMQ_ARENA_FULL;
-    int status = shmq_wait_put(q, shmq_ring_wish(&q->ring, &q->put.ring, urgent), for_block,
-                               for_block ? block_bytes : record_bytes, deadline_ns);
+    enum shmq_lacking lacks = tried == SHMQ_ARENA_FULL  ? SHMQ_LACKS_PAGES
+                              : tried == SHMQ_KEYS_BUSY ? SHMQ_LACKS_TURN
+                                                        : SHMQ_LACKS_ROOM;
+    int status = shmq_wait_put(q, shmq_ring_wish(&q->ring, &q->put.ring, urgent), lacks,
+                               lacks == SHMQ_LACKS_PAGES ? block_bytes : record_bytes, deadline_ns);
     shmq_unpin(q);
     return status == SHMQ_EMPTY ? tried : status;
 }
@@ -227,11 +231,15 @@ static int may_get(shmq_queue *q) {
     return status == SHMQ_OK ? shmq_get_begin(q) : status;
 }
 
-static int put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
-                      uint32_t bytes, int64_t deadline_ns) {
+static int put_inline(shmq_queue *q, uint64_t key, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                      const void *data, uint32_t bytes, int64_t deadline_ns) {
     for (;;) {
         int status = may_put(q);
-        if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+        if (status == SHMQ_OK) status = shmq_key_begin(q, key);
+        if (status == SHMQ_OK) {
+            status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+            shmq_key_end(q);
+        }
         if (status != SHMQ_OK)
             status = wait_after(q, q->put.ring.urgent, status, meta_bytes + bytes, 0, deadline_ns);
         else return SHMQ_OK;
@@ -249,24 +257,28 @@ int shmq_loan(shmq_queue *q, uint64_t bytes, int64_t deadline_ns, shmq_block **b
     }
 }
 
-static int publish_as(shmq_block *b, uint16_t codec, const void *meta, uint32_t meta_bytes,
+static int publish_as(shmq_block *b, uint64_t key, uint16_t codec, const void *meta, uint32_t meta_bytes,
                       int64_t deadline_ns) {
     for (;;) {
         int status = may_put(b->queue);
-        if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+        if (status == SHMQ_OK) status = shmq_key_begin(b->queue, key);
+        if (status == SHMQ_OK) {
+            status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+            shmq_key_end(b->queue);
+        }
         if (status == SHMQ_OK) return SHMQ_OK;
         status = wait_after(b->queue, b->urgent, status, sizeof(uint64_t), 0, deadline_ns);
         if (status != SHMQ_OK) return status;
     }
 }
 
-static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes, const void *data,
-                     uint64_t bytes, int64_t deadline_ns) {
+static int put_block(shmq_queue *q, uint64_t key, uint16_t codec, const void *meta, uint32_t meta_bytes,
+                     const void *data, uint64_t bytes, int64_t deadline_ns) {
     shmq_block *b;
     int status = shmq_loan(q, bytes, deadline_ns, &b);
     if (status != SHMQ_OK) return status;
     if (bytes > 0) memcpy(b->data, data, bytes);
-    status = publish_as(b, codec, meta, meta_bytes, deadline_ns);
+    status = publish_as(b, key, codec, meta, meta_bytes, deadline_ns);
     shmq_block_release(b);
     return status;
 }
@@ -274,8 +286,19 @@ static int put_block(shmq_queue *q, uint16_t codec, const void *meta, uint32_t m
 int shmq_put(shmq_queue *q, const void *data, uint64_t bytes, int64_t deadline_ns) {
     if (q == NULL || (data == NULL && bytes > 0)) return SHMQ_INVALID;
     if (bytes <= q->ring.inline_bytes)
-        return put_inline(q, SHMQ_RAW, NULL, 0, data, (uint32_t)bytes, deadline_ns);
-    return put_block(q, SHMQ_RAW, NULL, 0, data, bytes, deadline_ns);
+        return put_inline(q, 0, SHMQ_RAW, NULL, 0, data, (uint32_t)bytes, deadline_ns);
+    return put_block(q, 0, SHMQ_RAW, NULL, 0, data, bytes, deadline_ns);
+}
+
+int shmq_put_keyed(shmq_queue *q, const void *data, uint64_t bytes, uint64_t key, int64_t deadline_ns) {
+    if (q == NULL || (data == NULL && bytes > 0) || q->keys.count == 0) return SHMQ_INVALID;
+    if (key == 0) key = 1;
+    if (bytes <= q->ring.inline_bytes)
+        return put_inline(q, key, SHMQ_RAW, NULL, 0, data, (uint32_t)bytes, deadline_ns);
+    int status = may_put(q);
+    if (status != SHMQ_OK) return status;
+    if (shmq_key_known(q, key)) return SHMQ_REPEAT;
+    return put_block(q, key, SHMQ_RAW, NULL, 0, data, bytes, deadline_ns);
 }
 
 static bool tensor_ok(const shmq_tensor *t) {
@@ -287,8 +310,8 @@ int shmq_put_tensor(shmq_queue *q, const void *data, uint64_t bytes, const shmq_
                     int64_t deadline_ns) {
     if (q == NULL || tensor == NULL || !tensor_ok(tensor) || (data == NULL && bytes > 0)) return SHMQ_INVALID;
     if (bytes + sizeof *tensor <= q->ring.inline_bytes && bytes < 1024)
-        return put_inline(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, (uint32_t)bytes, deadline_ns);
-    return put_block(q, SHMQ_TENSOR, tensor, sizeof *tensor, data, bytes, deadline_ns);
+        return put_inline(q, 0, SHMQ_TENSOR, tensor, sizeof *tensor, data, (uint32_t)bytes, deadline_ns);
+    return put_block(q, 0, SHMQ_TENSOR, tensor, sizeof *tensor, data, bytes, deadline_ns);
 }
 
 int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, int64_t deadline_ns,
@@ -320,8 +343,8 @@ int shmq_put_many(shmq_queue *q, const void *data, uint64_t each, uint64_t n, in
 
 int shmq_publish(shmq_block *b, const shmq_tensor *tensor, int64_t deadline_ns) {
     if (b == NULL || (tensor != NULL && !tensor_ok(tensor))) return SHMQ_INVALID;
-    int status = tensor == NULL ? publish_as(b, SHMQ_RAW, NULL, 0, deadline_ns)
-                                : publish_as(b, SHMQ_TENSOR, tensor, sizeof *tensor, deadline_ns);
+    int status = tensor == NULL ? publish_as(b, 0, SHMQ_RAW, NULL, 0, deadline_ns)
+                                : publish_as(b, 0, SHMQ_TENSOR, tensor, sizeof *tensor, deadline_ns);
     if (status == SHMQ_OK) shmq_block_release(b);
     return status;
 }

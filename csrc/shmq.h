@@ -72,7 +72,9 @@ enum shmq_status {
                                 put is drained; a wait says so once, the next one waits for a successor */
     SHMQ_EVICTED = 20,   /* this subscription was too slow, and was ended by a publisher */
     SHMQ_STALE = 21,     /* the message was delivered again meanwhile; nothing changed */
-    SHMQ_UNACKED_FULL = 22 /* max_unacked messages wait for their acknowledgement, or to be delivered again */
+    SHMQ_UNACKED_FULL = 22, /* max_unacked messages are not acked, or wait to be delivered again */
+    SHMQ_REPEAT = 23,       /* this key is in the window: the message was dropped */
+    SHMQ_KEYS_BUSY = 24     /* another producer is in the middle of a put with a key: stopped, or dead */
 };
 
 /* How a payload is encoded.  The C side moves payloads and never decodes them. */
@@ -197,7 +199,9 @@ typedef struct shmq_params {
         visibility_ns; /* with max_unacked: what is not acked for so long is delivered again; 0: only once
                                 its consumer died or gave it back */
     uint32_t max_deliveries; /* with max_unacked: see shmq_delivery; 0: no limit */
+    uint32_t keys;           /* mpmc: how many keys are remembered, see shmq_put_keyed; at most 65,536 */
     uint32_t priority;       /* mpmc: 1, with an urgent lane, see shmq_set_priority; else 0 */
+    uint32_t unused;
 } shmq_params;
 
 typedef struct shmq_stats {
@@ -211,6 +215,9 @@ typedef struct shmq_stats {
     uint64_t dropped_oldest, dropped_newest; /* by producers that were told to, for want of room */
     uint64_t unacked, waiting_again;         /* at_least_once: leased and not acked; to be delivered again */
     uint64_t visibility_ns;
+    uint64_t repeats;      /* puts with a key that were dropped */
+    uint32_t keys;         /* how many keys are remembered; 0: none */
+    int32_t holds_up_keys; /* peer that is putting with a key, or -1 */
     uint32_t max_unacked, max_deliveries;
     uint32_t inline_bytes, peers, kind, lifecycle, creator_pid, creator_uid;
     uint32_t full;                         /* 1: a payload of inline_bytes finds no room in the ring */
@@ -290,7 +297,12 @@ void shmq_free(shmq_queue *queue);
 
 /* Copies a payload in and publishes it: one copy.  Longer than inline_bytes: into a block. */
 int shmq_put(shmq_queue *queue, const void *data, uint64_t bytes, int64_t deadline_ns);
-/* The same for one dense array. */
+/* The same unless `key` is one of the last shmq_params.keys different ones: then SHMQ_REPEAT, and nothing is put.  So a
+ * put whose outcome is not known, because its process died, is made again by whoever comes next, and the message is
+ * there once.  `key` is a hash of what names the message, by the caller, of 64 good bits: two messages whose keys collide
+ * are one.  0 counts as 1.  What was put and then discarded by a consumer, or lost with one, was put. */
+int shmq_put_keyed(shmq_queue *queue, const void *data, uint64_t bytes, uint64_t key, int64_t deadline_ns);
+/* shmq_put for one dense array. */
 int shmq_put_tensor(shmq_queue *queue, const void *data, uint64_t bytes, const shmq_tensor *tensor,
                     int64_t deadline_ns);
 /* Puts `count` payloads of `each` bytes that lie one after the other, published by as few stores as

@@ -20,6 +20,7 @@ SOURCES = [
     "topic",
     "arena",
     "pending",
+    "keys",
     "share",
     "keep",
     "lanes",
@@ -43,12 +44,17 @@ int shmq_usable(const shmq_queue *q);
 int shmq_put_begin(shmq_queue *q);
 int shmq_get_begin(shmq_queue *q);
 int py_settle_roles(shmq_queue *q);
-int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes);
-int py_put_buffer(shmq_queue *q, int urgent, int codec, const char *meta, size_t meta_bytes, uintptr_t array);
-int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays);
-int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes, uintptr_t arrays);
+int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes, uint64_t key);
+int py_put_buffer(shmq_queue *q, int urgent, int codec, const char *meta, size_t meta_bytes, uintptr_t array,
+                  uint64_t key);
+int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays,
+                    uint64_t key);
+int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes, uintptr_t arrays,
+                     uint64_t key);
+int py_key_known(shmq_queue *q, uint64_t key);
+int py_publish_keyed(uintptr_t lease, uint64_t key);
 ssize_t py_put_many(shmq_queue *q, uintptr_t objects, ssize_t start);
-int py_wait_put(shmq_queue *q, int urgent, int for_block, uint64_t bytes, int64_t deadline_ns);
+int py_wait_put(shmq_queue *q, int urgent, int lacks, uint64_t bytes, int64_t deadline_ns);
 int py_loan(shmq_queue *q, int urgent, uint64_t bytes, int codec, const char *meta, size_t meta_bytes,
             uintptr_t list);
 void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes);
@@ -65,13 +71,14 @@ int64_t py_joined(shmq_queue *q);
 int py_roster(shmq_queue *q, uintptr_t list);
 int64_t py_next_due(shmq_queue *q);
 int py_arm_get(shmq_queue *q, uint64_t doorbell, int how);
-int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int for_block, uint64_t bytes);
+int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int lacks, uint64_t bytes);
 void py_look_now(shmq_queue *q);
 int shmq_doorbell_open(uint64_t *number, int *fd);
 void shmq_doorbell_close(uint64_t number, int fd);
 void shmq_doorbell_remove(uint64_t number);
 #define PY_ENCODE -1
 enum shmq_arming { SHMQ_ARM, SHMQ_ARM_AGAIN, SHMQ_ARM_SURELY };
+enum shmq_lacking { SHMQ_LACKS_ROOM, SHMQ_LACKS_PAGES, SHMQ_LACKS_TURN };
 """
 
 

@@ -162,39 +162,53 @@ static int loan_to_put(shmq_queue *q, int urgent, uint64_t bytes, shmq_block **b
     return status;
 }
 
-SHMQ_APART static int put_inline_urgent(shmq_queue *q, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                                        const void *data, uint32_t bytes) {
-    q->put.ring.urgent = 1;
-    int status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+SHMQ_APART static int put_inline_as(shmq_queue *q, int urgent, uint64_t key, uint16_t codec, const void *meta,
+                                    uint32_t meta_bytes, const void *data, uint32_t bytes) {
+    int status = shmq_key_begin(q, key);
+    if (status != SHMQ_OK) return status;
+    q->put.ring.urgent = (uint32_t)urgent;
+    status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
     q->put.ring.urgent = 0;
+    shmq_key_end(q);
     return status;
 }
 
-static int publish_and_release(shmq_queue *q, shmq_block *b, uint16_t codec, const void *meta,
+/* With a key, 0: none.  Its turn (keys.c) ends before the GIL may be given away. */
+static int publish_with(shmq_block *b, uint64_t key, uint16_t codec, const void *meta, uint32_t meta_bytes) {
+    int status = shmq_put_begin(b->queue);
+    if (status == SHMQ_OK) status = shmq_key_begin(b->queue, key);
+    if (status != SHMQ_OK) return status;
+    status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+    shmq_key_end(b->queue);
+    return status;
+}
+
+static int publish_and_release(shmq_block *b, uint64_t key, uint16_t codec, const void *meta,
                                uint32_t meta_bytes) {
-    int status = shmq_put_begin(q); /* again: the GIL was away */
-    if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+    int status =
+        publish_with(b, key, codec, meta, meta_bytes); /* asks whether it may, again: the GIL was away */
     shmq_block_release(b);
     return status;
 }
 
-static int put_payload(shmq_queue *q, int urgent, uint16_t codec, const void *meta, uint32_t meta_bytes,
-                       const void *data, uint64_t bytes, uint64_t inline_limit) {
+static int put_payload(shmq_queue *q, int urgent, uint64_t key, uint16_t codec, const void *meta,
+                       uint32_t meta_bytes, const void *data, uint64_t bytes, uint64_t inline_limit) {
     shmq_block *b;
     int status = shmq_put_begin(q);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return status;
     if (SHMQ_LIKELY(meta_bytes + bytes <= inline_limit)) {
-        if (SHMQ_UNLIKELY(urgent))
-            return put_inline_urgent(q, codec, meta, meta_bytes, data, (uint32_t)bytes);
+        if (SHMQ_UNLIKELY(((uint64_t)urgent | key) != 0))
+            return put_inline_as(q, urgent, key, codec, meta, meta_bytes, data, (uint32_t)bytes);
         return shmq_try_put_inline(q, codec, meta, meta_bytes, data, (uint32_t)bytes);
     }
+    if (shmq_key_known(q, key)) return SHMQ_REPEAT;
     if ((status = loan_to_put(q, urgent, bytes, &b)) != SHMQ_OK) return status;
     copy(b->data, data, bytes);
-    return publish_and_release(q, b, codec, meta, meta_bytes);
+    return publish_and_release(b, key, codec, meta, meta_bytes);
 }
 
-static int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes) {
-    return put_payload(q, urgent, (uint16_t)codec, NULL, 0, data, bytes, q->ring.inline_bytes);
+static int py_put_as(shmq_queue *q, int urgent, int codec, const char *data, size_t bytes, uint64_t key) {
+    return put_payload(q, urgent, key, (uint16_t)codec, NULL, 0, data, bytes, q->ring.inline_bytes);
 }
 
 static uint64_t array_inline_limit(const shmq_queue *q) {
@@ -204,14 +218,14 @@ static uint64_t array_inline_limit(const shmq_queue *q) {
 
 /* `array` exports a dense buffer, in C or Fortran order; `meta` is a shmq_tensor or empty. */
 static int py_put_buffer(shmq_queue *q, int urgent, int codec, const char *meta, size_t meta_bytes,
-                         uintptr_t array) {
+                         uintptr_t array, uint64_t key) {
     Py_buffer view;
     if (PyObject_GetBuffer((PyObject *)array, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
         PyErr_Clear();
         return SHMQ_INVALID;
     }
     int status =
-        put_payload(q, urgent, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf, (uint64_t)view.len,
+        put_payload(q, urgent, key, (uint16_t)codec, meta, (uint32_t)meta_bytes, view.buf, (uint64_t)view.len,
                     codec == SHMQ_TENSOR ? array_inline_limit(q) : q->ring.inline_bytes);
     PyBuffer_Release(&view);
     return status;
@@ -227,8 +241,8 @@ static int put_array(shmq_queue *q, PyObject *array) {
     }
     int status = PY_ENCODE;
     if (describe(&view, &t))
-        status =
-            put_payload(q, 0, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len, array_inline_limit(q));
+        status = put_payload(q, 0, 0, SHMQ_TENSOR, &t, sizeof t, view.buf, (uint64_t)view.len,
+                             array_inline_limit(q));
     PyBuffer_Release(&view);
     return status;
 }
@@ -257,11 +271,12 @@ static void gather(uint8_t *to, const struct parts *p) {
     }
 }
 
-static int put_gathered(shmq_queue *q, int urgent, const struct parts *p) {
+static int put_gathered(shmq_queue *q, int urgent, uint64_t key, const struct parts *p) {
     int status = shmq_put_begin(q);
     if (status != SHMQ_OK) return status;
     if (p->bytes <= array_inline_limit(q)) {
         struct shmq_record r;
+        if ((status = shmq_key_begin(q, key)) != SHMQ_OK) return status;
         q->put.ring.urgent = (uint32_t)urgent;
         status = shmq_try_reserve(q, (uint32_t)p->bytes, SHMQ_ENVELOPE, 0, &r);
         if (status == SHMQ_OK) {
@@ -269,20 +284,22 @@ static int put_gathered(shmq_queue *q, int urgent, const struct parts *p) {
             shmq_put_commit(q, 1, p->bytes);
         }
         q->put.ring.urgent = 0;
+        shmq_key_end(q);
         return status;
     }
     shmq_block *b;
+    if (shmq_key_known(q, key)) return SHMQ_REPEAT;
     if ((status = loan_to_put(q, urgent, p->bytes, &b)) != SHMQ_OK) return status;
     PyThreadState *state = p->bytes > UNLOCK_ABOVE_BYTES ? PyEval_SaveThread() : NULL;
     gather(b->data, p);
     if (state != NULL) PyEval_RestoreThread(state);
-    return publish_and_release(q, b, SHMQ_ENVELOPE, NULL, 0);
+    return publish_and_release(b, key, SHMQ_ENVELOPE, NULL, 0);
 }
 
 /* Puts an envelope.  With a head, that is table sizes, table and body, made in Python; without one `body` is
  * the msgpack body, and sizes and table are made here, or PY_ENCODE returned where an array is not plain. */
 static int put_envelope(shmq_queue *q, int urgent, const char *head, size_t head_bytes, const char *body,
-                        size_t body_bytes, PyObject *list) {
+                        size_t body_bytes, PyObject *list, uint64_t key) {
     Py_ssize_t n = PyList_Size(list), got = 0;
     struct shmq_envelope_entry {
         uint8_t dtype, order, ndim, flags;
@@ -326,7 +343,7 @@ static int put_envelope(shmq_queue *q, int urgent, const char *head, size_t head
                           views,
                           n,
                           n > 0 ? aligned(before) + arrays_bytes : before};
-        status = put_gathered(q, urgent, &p);
+        status = put_gathered(q, urgent, key, &p);
     }
     while (got > 0) PyBuffer_Release(&views[--got]);
     PyMem_Free(views);
@@ -334,13 +351,14 @@ static int put_envelope(shmq_queue *q, int urgent, const char *head, size_t head
     return status;
 }
 
-static int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays) {
-    return put_envelope(q, urgent, NULL, 0, body, body_bytes, (PyObject *)arrays);
+static int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_bytes, uintptr_t arrays,
+                           uint64_t key) {
+    return put_envelope(q, urgent, NULL, 0, body, body_bytes, (PyObject *)arrays, key);
 }
 
-static int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes,
-                            uintptr_t arrays) {
-    return put_envelope(q, urgent, head, head_bytes, NULL, 0, (PyObject *)arrays);
+static int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes, uintptr_t arrays,
+                            uint64_t key) {
+    return put_envelope(q, urgent, head, head_bytes, NULL, 0, (PyObject *)arrays, key);
 }
 
 /* Puts the leading bytes objects of list[start:]: all published by one store (spsc), or a slot at a time with
@@ -377,11 +395,11 @@ static int py_settle_roles(shmq_queue *q) {
     return status;
 }
 
-static int py_wait_put(shmq_queue *q, int urgent, int for_block, uint64_t bytes, int64_t deadline_ns) {
+static int py_wait_put(shmq_queue *q, int urgent, int lacks, uint64_t bytes, int64_t deadline_ns) {
     uint64_t wish = shmq_ring_wish(&q->ring, &q->put.ring, (uint32_t)urgent); /* under the GIL */
     if (!shmq_try_pin(q)) return SHMQ_CLOSED;
     PyThreadState *state = PyEval_SaveThread();
-    int status = shmq_wait_put(q, wish, for_block, bytes, deadline_ns);
+    int status = shmq_wait_put(q, wish, (enum shmq_lacking)lacks, bytes, deadline_ns);
     PyEval_RestoreThread(state);
     shmq_unpin(q);
     return status;
@@ -393,18 +411,26 @@ static int py_wait_put(shmq_queue *q, int urgent, int for_block, uint64_t bytes,
  * has little of this left in the caches. */
 static PyObject *lease_publish(PyObject *self, PyObject *Py_UNUSED(none)) {
     struct lease *l = (struct lease *)self;
-    int status = shmq_put_begin(l->block->queue);
-    if (status == SHMQ_OK)
-        status = shmq_try_publish(l->block, l->codec, l->meta, l->meta_bytes, l->block->bytes);
+    int status = publish_with(l->block, 0, l->codec, l->meta, l->meta_bytes);
     if (status != SHMQ_OK) return PyLong_FromLong(status);
     Py_INCREF(Py_None);
     return Py_None;
+}
+
+static int py_publish_keyed(uintptr_t lease, uint64_t key) {
+    struct lease *l = (struct lease *)lease;
+    return publish_with(l->block, key, l->codec, l->meta, l->meta_bytes);
 }
 
 static void py_describe(uintptr_t lease, const char *meta, size_t meta_bytes) {
     struct lease *l = (struct lease *)lease;
     l->meta_bytes = (uint32_t)(meta_bytes <= SHMQ_META_BYTES ? meta_bytes : 0);
     memcpy(l->meta, meta, l->meta_bytes);
+}
+
+/* Without a turn, before anything is copied. */
+static int py_key_known(shmq_queue *q, uint64_t key) {
+    return shmq_put_begin(q) == SHMQ_OK && shmq_key_known(q, key);
 }
 
 /* `list` gets the loan as a Lease, and the function without arguments that publishes it. */
@@ -736,7 +762,7 @@ static PyObject *fast_put(PyObject *self, PyObject *obj) {
     shmq_queue *q = bound_to(self);
     int status = PY_ENCODE;
     if (PyBytes_CheckExact(obj))
-        status = put_payload(q, 0, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
+        status = put_payload(q, 0, 0, SHMQ_RAW, NULL, 0, PyBytes_AsString(obj), (uint64_t)PyBytes_Size(obj),
                              q->ring.inline_bytes);
     else if ((void *)Py_TYPE(obj) == ndarray_type) status = put_array(q, obj);
     if (SHMQ_UNLIKELY(status != SHMQ_OK)) return PyLong_FromLong(status);
@@ -832,10 +858,10 @@ static int py_arm_get(shmq_queue *q, uint64_t doorbell, int how) {
     return status;
 }
 
-static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int for_block, uint64_t bytes) {
+static int py_arm_put(shmq_queue *q, uint64_t doorbell, int how, int urgent, int lacks, uint64_t bytes) {
     if (!shmq_try_pin(q)) return SHMQ_OK;
     uint64_t wish = shmq_ring_wish(&q->ring, &q->put.ring, (uint32_t)urgent);
-    int status = shmq_arm_put(q, wish, for_block, bytes, doorbell, (enum shmq_arming)how);
+    int status = shmq_arm_put(q, wish, (enum shmq_lacking)lacks, bytes, doorbell, (enum shmq_arming)how);
     shmq_unpin(q);
     return status;
 }

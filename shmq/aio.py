@@ -26,7 +26,7 @@ ordinary calls, which may block for as long as it takes to map the segment.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
 from importlib import import_module
 from types import TracebackType
@@ -40,7 +40,7 @@ from .consumer import NOTHING_NOW, Consumer
 from .delivery import Message, raise_nothing
 from .doorbell import Waits
 from .handle import Handle
-from .producer import Producer
+from .producer import LACKS, Producer
 from .stats import Peer, QueueStats, raise_peer_dead
 from .tensor import Arrays
 
@@ -235,18 +235,30 @@ class _Putting(_Wrapper):
     __slots__ = ()
     _handle: Producer
 
-    async def put(self, obj: Any, timeout: float | None = None, *, priority: bool = False) -> None:
+    async def put(
+        self,
+        obj: Any,
+        timeout: float | None = None,
+        *,
+        key: str | bytes | None = None,
+        priority: bool = False,
+    ) -> bool:
         """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever).  Leave it alone meanwhile.
 
         Cancelled, it was not put.  Otherwise as ``shmq.Queue.put``."""
         deadline = sys.maxsize if timeout is None else deadline_ns(timeout)
-        status = lib.PY_ENCODE if priority else self._handle._put(obj)
-        if status is not None:
-            await self._await_room(self._handle._tries(obj, status, priority), deadline)
+        if key is not None or priority:
+            how = self._handle._how(key, priority)
+            tries = self._handle._tries(obj, lib.PY_ENCODE, how)
+        elif (status := self._handle._put(obj)) is None:
+            return True
+        else:
+            tries = self._handle._tries(obj, status)
+        return bool(await self._await_room(tries, deadline))
 
-    def put_nowait(self, obj: Any, *, priority: bool = False) -> None:
-        """Puts ``obj`` at once, or raises ``Full``."""
-        self._handle.put_nowait(obj, priority=priority)
+    def put_nowait(self, obj: Any, *, key: str | bytes | None = None, priority: bool = False) -> bool:
+        """Puts ``obj`` at once, or raises ``Full``.  As ``shmq.Queue.put_nowait``."""
+        return self._handle.put_nowait(obj, key=key, priority=priority)
 
     async def put_many(self, objs: Any, timeout: float | None = None) -> int:
         """Puts every object of an iterable, in order; runs of bytes are published together.
@@ -279,12 +291,13 @@ class _Putting(_Wrapper):
         Entering waits up to ``timeout`` seconds for memory; see ``shmq.Queue.loan``."""
         return Loan(self, loan.Loan(self._handle, shape, dtype, order, None, priority), timeout)
 
-    async def _await_room(self, tries: Iterator[tuple[int, Size]], deadline: int) -> None:
-        """Drives what tries until it is done, as ``Producer._tries``."""
+    async def _await_room(self, tries: Generator[tuple[int, Size], None, Any], deadline: int) -> Any:
+        """Drives what tries until it is done, as ``Producer._tries``; returns what that does."""
         q, gate = self._handle, self._waits.putters
         settling, waited = 0, False
         try:
-            for lacking, size in tries:
+            while True:
+                lacking, size = next(tries)
                 if lacking == lib.SHMQ_NOT_READY:
                     settling = await _settle(q, settling)
                     continue
@@ -292,15 +305,17 @@ class _Putting(_Wrapper):
                     if not lib.py_look_around(q._c):
                         q._raise_full(lacking, size, waited=True)
                     continue
-                for_block = lacking == lib.SHMQ_ARENA_FULL
-                nbytes = size.block_bytes if for_block else size.record_bytes(q._inline_bytes)
-                need = size.urgent, for_block, nbytes
+                pages = lacking == lib.SHMQ_ARENA_FULL
+                nbytes = size.block_bytes if pages else size.record_bytes(q._inline_bytes)
+                need = size.urgent, LACKS[lacking], nbytes
                 place = gate.enter(need, deadline, waited)
                 try:
                     await place.future
                 finally:
                     gate.quit(place)
                 waited = True
+        except StopIteration as end:
+            return end.value
         finally:
             gate.leave()
 

@@ -264,6 +264,7 @@ def _stat_sections(
         *([("urgent", stats.urgent)] if stats.priority else []),
         *([("unacked", f"{stats.unacked} of {stats.max_unacked}")] if stats.max_unacked else []),
         *([("to be delivered again", stats.waiting_again)] if stats.max_unacked else []),
+        *([("repeats", f"{stats.repeats}, of the last {stats.dedupe} keys")] if stats.dedupe else []),
         ("largest possible", Bytes(stats.largest_message_bytes)),
         ("inline up to", Bytes(stats.inline_bytes)),
     )

@@ -62,7 +62,8 @@ class Size(NamedTuple):
 
 Send = Callable[..., int]
 Encoded = tuple[Send, tuple[Any, ...], Callable[[], Size], Any]
-"""A C call, its arguments behind handle and lane, what it will take, and what must stay alive meanwhile."""
+"""A C call, its arguments between handle and lane, and key, what it will take, and what must stay alive
+meanwhile."""
 
 
 def _flat(size: int) -> Callable[[], Size]:
@@ -206,15 +207,15 @@ def _envelope_size(head_bytes: int, arrays: list[NdArray]) -> Size:
     return Size(at, at, True)
 
 
-def _send_envelope(c: Any, urgent: bool, body: bytes, found: list[Found]) -> int:
+def _send_envelope(c: Any, urgent: bool, body: bytes, found: list[Found], key: int) -> int:
     """The C side makes the table where every array is plain."""
     arrays = [array for array, _, flags in found if flags == 0]
     if len(arrays) == len(found):
-        status: int = lib.py_put_envelope(c, urgent, body, len(body), id(arrays))
+        status: int = lib.py_put_envelope(c, urgent, body, len(body), id(arrays), key)
         if status != lib.PY_ENCODE:
             return status
     send, args, _, keep = _encode_envelope(body, found)
-    status = send(c, urgent, *args)
+    status = send(c, urgent, *args, key)
     del keep  # alive until here: the C side reads it
     return status
 
@@ -239,14 +240,18 @@ def _encode_envelope(body: bytes, found: list[Found]) -> Encoded:
     return _gather, (lib.SHMQ_ENVELOPE, b"", head, arrays), lambda: size, None
 
 
-def _gather(c: Any, urgent: bool, codec: int, meta: bytes, head: bytes, arrays: list[NdArray]) -> int:
+def _gather(
+    c: Any, urgent: bool, codec: int, meta: bytes, head: bytes, arrays: list[NdArray], key: int
+) -> int:
     """Puts arrays that are not dense: each is copied once, by numpy, from its strides into the block."""
+    if key and lib.py_key_known(c, key):
+        return lib.SHMQ_REPEAT  # type: ignore[no-any-return]
     size = _envelope_size(len(head), arrays).block_bytes
     box: list[Any] = []
     status: int = lib.py_loan(c, urgent, size, codec, meta, len(meta), id(box))
     if status:
         return status
-    lease, publish = box
+    lease, _ = box
     memoryview(lease)[: len(head)] = head
     at = len(head)
     for array in arrays:
@@ -254,7 +259,7 @@ def _gather(c: Any, urgent: bool, codec: int, meta: bytes, head: bytes, arrays: 
         order = tensor.order_of(array) or "C"
         np.copyto(np.ndarray(array.shape, array.dtype, lease, at, None, order), array)
         at += array.nbytes
-    return publish() or lib.SHMQ_OK  # type: ignore[no-any-return]
+    return lib.py_publish_keyed(id(lease), key)  # type: ignore[no-any-return]
 
 
 def decode(item: Any, arrays: Arrays, allow_pickle: bool, kind: Any, copy: bool) -> Any:

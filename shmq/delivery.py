@@ -192,10 +192,10 @@ class Acknowledged:
 def put_undecoded(queue: "Queue", item: Any) -> None:
     """Puts a message as ``py_lease`` delivers it (``_glue.h``), without waiting."""
     if type(item) is bytes:
-        return queue.put_nowait(item)
+        queue.put_nowait(item)
+        return
     codec, payload = item[0], item[1]
     meta = item[2] if len(item) == 3 and codec == lib.SHMQ_TENSOR else b""
-    status = lib.py_put_buffer(queue._c, False, codec, meta, len(meta), id(payload))
+    status = lib.py_put_buffer(queue._c, False, codec, meta, len(meta), id(payload), 0)
     if status:
         errors.raise_status(status, queue.name)
-    return None

@@ -44,7 +44,7 @@ OK, NOT_READY = lib.SHMQ_OK, lib.SHMQ_NOT_READY
 ARM, AGAIN, SURELY = lib.SHMQ_ARM, lib.SHMQ_ARM_AGAIN, lib.SHMQ_ARM_SURELY
 
 Loop = asyncio.AbstractEventLoop
-Need = tuple[()] | tuple[bool, bool, int]
+Need = tuple[()] | tuple[bool, int, int]
 """What a get waits for, or a put: whether for a block, and its bytes."""
 
 _doorbells: "weakref.WeakValueDictionary[Loop, Doorbell]" = weakref.WeakValueDictionary()

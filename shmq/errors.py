@@ -202,6 +202,7 @@ _BY_STATUS: dict[int, tuple[type[ShmqError], str]] = {
         "as many messages as max_unacked allows wait for their acknowledgement, or to be delivered again; "
         "acknowledge some, or create the queue with a larger max_unacked",
     ),
+    lib.SHMQ_KEYS_BUSY: (Full, "another process is in the middle of a put with a key; wait longer"),
     lib.SHMQ_EVICTED: (
         Evicted,
         "this subscription fell a whole ring behind, or held up the arena, and a publisher ended it; "

@@ -60,6 +60,7 @@ class Handle:
     __slots__ = (
         "__weakref__",
         "_c",
+        "_dedupe",
         "_full_texts",
         "_has_priority",
         "_identity",
@@ -143,6 +144,7 @@ class Handle:
         self._uuid, self._inline_bytes = found.uuid, found.inline_bytes
         self._max_deliveries = found.max_deliveries
         self._max_unacked = found.max_unacked
+        self._dedupe = found.dedupe
         self._is_spsc = found.kind == "spsc"
         self._has_priority = found.priority
         self._full_texts = (
@@ -269,6 +271,7 @@ def make_params(
     max_unacked: int = 0,
     visibility: float | None = None,
     max_deliveries: int = 0,
+    dedupe: int | None = None,
     priority: bool = False,
 ) -> Any:
     """Checked sizes as the C side takes them.  Raises TypeError and ValueError."""
@@ -280,6 +283,7 @@ def make_params(
         ("history", history, 0, 1 << 23),
         ("max_unacked", max_unacked, 0, 1 << 20),
         ("max_deliveries", max_deliveries, 0, 1 << 31),
+        ("dedupe", 1 if dedupe is None else dedupe, 1, 1 << 16),
     ]
     for label, value, low, high in limits:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -318,6 +322,7 @@ def make_params(
             "max_unacked": max_unacked,
             "visibility_ns": int((visibility or 0) * 1e9),
             "max_deliveries": max_deliveries,
+            "keys": dedupe or 0,
             "priority": priority,
         },
     )

@@ -5,7 +5,8 @@ slices of at most 100 ms so that Python runs its signal handlers, try again.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from hashlib import blake2b
 from typing import Any, Literal
 
 from . import codec, errors, stats
@@ -15,6 +16,18 @@ from .codec import Size
 from .handle import Handle
 from .loan import Loan
 
+LACKS = {
+    lib.SHMQ_FULL: lib.SHMQ_LACKS_ROOM,
+    lib.SHMQ_ARENA_FULL: lib.SHMQ_LACKS_PAGES,
+    lib.SHMQ_KEYS_BUSY: lib.SHMQ_LACKS_TURN,
+}
+"""What a put waits for, by the status of its try."""
+
+Tries = Generator[tuple[int, Size], None, bool]
+How = tuple[bool, int]
+"""Whether it is urgent, and the hash of its key, or 0."""
+PLAIN: How = (False, 0)
+
 
 class Producer(Handle):
     """The side of a handle that puts."""
@@ -22,8 +35,14 @@ class Producer(Handle):
     __slots__ = ()
 
     def put(
-        self, obj: Any, block: bool = True, timeout: float | None = None, *, priority: bool = False
-    ) -> None:
+        self,
+        obj: Any,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        key: str | bytes | None = None,
+        priority: bool = False,
+    ) -> bool:
         """Puts ``obj``; waits for room up to ``timeout`` seconds (None: for ever) if ``block``.
 
         bytes, bytearray and memoryview travel as they are; None, bool, int, float, str, list, tuple, dict,
@@ -34,19 +53,32 @@ class Producer(Handle):
         ``priority=True``, on a queue that was created with it: consumers take ``obj`` before whatever was put
         without.  After 16 of these in a row a consumer takes one of the others, if one waits.
 
+        ``key``, on a queue with ``dedupe=N``: drops ``obj`` if its key is among the last N that were put, by
+        whichever process, dead or alive.  So a put whose outcome is not known, because its process died, is
+        made again by whoever comes next, and the message is there once.  A str is its UTF-8 bytes.
+
+        Returns whether it was put: False where it was a repeat, or ``on_full="drop_newest"`` dropped it.
         Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
         ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
-        status = lib.PY_ENCODE if priority else self._put(obj)
-        if status is not None:
-            self._put_slow(obj, status, block, timeout, priority)
+        if key is not None or priority:
+            return self._put_slow(obj, lib.PY_ENCODE, block, timeout, self._how(key, priority))
+        status = self._put(obj)
+        return status is None or self._put_slow(obj, status, block, timeout, PLAIN)
 
-    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None, priority: bool) -> None:
-        """Whatever is not bytes or a plain array, or is urgent, and whatever did not go through at once."""
+    def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None, how: How) -> bool:
+        """Whatever is not bytes or a plain array, has a key, is urgent, or did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
-        for lacking, size in self._tries(obj, status, priority):
-            self._wait_put(lacking, size, deadline)
+        tries = self._tries(obj, status, how)
+        try:
+            while True:
+                self._wait_put(*next(tries), deadline)
+        except StopIteration as end:
+            return bool(end.value)
+
+    def _how(self, key: str | bytes | None, priority: bool) -> How:
+        return self._lane(priority), 0 if key is None else self._hash(key)
 
     def _lane(self, priority: bool) -> bool:
         """``priority`` where this queue has an urgent lane."""
@@ -56,28 +88,44 @@ class Producer(Handle):
             )
         return bool(priority)
 
-    def _tries(self, obj: Any, status: int, priority: bool = False) -> Iterator[tuple[int, Size]]:
+    def _hash(self, key: str | bytes) -> int:
+        """A key as the window has it: 64 bits, not 0.  With N keys in it a put is dropped by chance once in
+        2**64 / N times."""
+        if isinstance(key, str):
+            key = key.encode()
+        elif not isinstance(key, bytes):
+            raise TypeError(f"key={key!r}: must be str or bytes")
+        if not self._dedupe:
+            raise errors.WrongKind(
+                f"queue {self.name!r}: it remembers no keys; create it with kind='mpmc' and dedupe=N"
+            )
+        return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") or 1
+
+    def _tries(self, obj: Any, status: int, how: How = PLAIN) -> Tries:
         """Tries until ``obj`` is put; before each further try, says what was lacking, and what it will take.
 
-        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Where the handle is
-        told to drop what finds no room, it ends without having put it."""
-        urgent = self._lane(priority)
+        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Returns whether it
+        was put: not where it is a repeat, or the handle is told to drop what finds no room."""
+        urgent, key = how
         send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
-            status = send(self._c, urgent, *args)
+            status = send(self._c, urgent, *args, key)
         while status:
+            if status == lib.SHMQ_REPEAT:
+                return False
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL) and self._options[3] != "block":
                 way = self._make_way(status, urgent)
                 if way == "drop":
-                    return
+                    return False
                 if way == "wait":
                     yield status, count()._replace(urgent=urgent)
-            elif status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL, lib.SHMQ_NOT_READY):
+            elif status in LACKS or status == lib.SHMQ_NOT_READY:
                 yield status, count()._replace(urgent=urgent)
             else:
                 self._recover_or_raise(status, count().block_bytes)
-            status = send(self._c, urgent, *args)
+            status = send(self._c, urgent, *args, key)
         del keep  # alive until here: the C side reads it
+        return True
 
     def _make_way(self, status: int, urgent: bool) -> Literal["again", "drop", "wait"]:
         """What ``on_full`` says of an object that found no room."""
@@ -92,14 +140,14 @@ class Producer(Handle):
                 return None
             self._raise_full(status, size, waited=deadline > 0)
         c = self._c
-        if status == lib.SHMQ_FULL:
-            need = size.record_bytes(self._inline_bytes)
-            lib.py_wait_put(c, size.urgent, False, need, slice_end_ns(deadline))
-        else:
-            lib.py_wait_put(c, size.urgent, True, size.block_bytes, slice_end_ns(deadline))
+        pages = status == lib.SHMQ_ARENA_FULL
+        needed = size.block_bytes if pages else size.record_bytes(self._inline_bytes)
+        lib.py_wait_put(c, size.urgent, LACKS[status], needed, slice_end_ns(deadline))
         return None
 
     def _raise_full(self, status: int, size: Size, waited: bool) -> None:
+        if status == lib.SHMQ_KEYS_BUSY:
+            errors.raise_status(status, self.name, stats.explain_keys_busy(self._c, self.name))
         if not waited:  # whoever tries without waiting wants to know soon: no look at the peers
             errors.raise_status(status, self.name, self._full_text(status, size.urgent))
         if status == lib.SHMQ_FULL:
@@ -109,9 +157,9 @@ class Producer(Handle):
     def _full_text(self, status: int, urgent: bool) -> str:
         return self._full_texts[1 if status == lib.SHMQ_ARENA_FULL else 2 * urgent]
 
-    def put_nowait(self, obj: Any, *, priority: bool = False) -> None:
-        """``put(obj, block=False)``."""
-        self.put(obj, block=False, priority=priority)
+    def put_nowait(self, obj: Any, *, key: str | bytes | None = None, priority: bool = False) -> bool:
+        """``put(obj, block=False, key=key, priority=priority)``."""
+        return self.put(obj, block=False, key=key, priority=priority)
 
     def put_many(self, objs: Any, timeout: float | None = None) -> int:
         """Puts every object of an iterable, in order; runs of bytes are published together.

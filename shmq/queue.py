@@ -43,6 +43,10 @@ class Queue(Producer, Consumer):
     delivered again, as a copy.  What was delivered ``max_deliveries`` times (5; 0: no limit) in vain goes to
     the dead-letter queue, the queue ``<name>.dead``.
 
+    ``dedupe=N`` (with "mpmc") remembers the last N keys (at most 65,536) that messages were put with
+    (``put(obj, key=...)``), and drops a message whose key is among them; ``put`` then returns False, and
+    ``stats().repeats`` counts it.
+
     ``priority=True`` (with "mpmc") adds an urgent lane for ``put(..., priority=True)``: it has an eighth of
     the ring's slots, 16 at least, beside ``ring_bytes``, and shares the arena.  Consumers take what is urgent
     first; after 16 urgent messages in a row each takes one of the others, if one waits, so neither starves.
@@ -79,6 +83,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        dedupe: int | None = None,
         priority: bool = False,
         on_full: OnFull = "block",
         allow_pickle: bool = False,
@@ -87,7 +92,7 @@ class Queue(Producer, Consumer):
     ) -> None:
         params = _params(
             kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
-            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries), priority,
+            dedupe, priority, _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
         )  # fmt: skip
 
         def check() -> None:
@@ -119,6 +124,7 @@ class Queue(Producer, Consumer):
         max_unacked: int | None = None,
         visibility: float | None = None,
         max_deliveries: int | None = None,
+        dedupe: int | None = None,
         priority: bool = False,
         on_full: OnFull = "block",
         allow_pickle: bool = False,
@@ -131,7 +137,7 @@ class Queue(Producer, Consumer):
         self = cls.__new__(cls)
         params = _params(
             kind, ring_bytes, arena_bytes, inline_bytes, max_peers,
-            _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries), priority,
+            dedupe, priority, _acknowledgement(kind, delivery, max_unacked, visibility, max_deliveries),
         )  # fmt: skip
         self._create(name, params, check_options(allow_pickle, arrays, type, on_full))
         return self
@@ -331,14 +337,17 @@ def _params(
     arena_bytes: int,
     inline_bytes: int | None,
     max_peers: int,
+    dedupe: int | None,
+    priority: bool,
     acknowledgement: dict[str, Any],
-    priority: bool = False,
 ) -> Any:
     if kind not in (None, "spsc", "mpmc"):
         raise ValueError(f"kind {kind!r}: must be one of 'spsc', 'mpmc'")
+    if kind == "spsc" and dedupe is not None:
+        raise ValueError("dedupe needs kind='mpmc'")
     if not isinstance(priority, bool):
         raise TypeError(f"priority={priority!r}: must be True or False")
     if priority and kind == "spsc":
         raise ValueError("priority=True needs kind='mpmc': an spsc ring is one lane")
-    sizes = ring_bytes, arena_bytes, inline_bytes, max_peers
-    return make_params(kind or "mpmc", *sizes, **acknowledgement, priority=priority)
+    sizes = (ring_bytes, arena_bytes, inline_bytes, max_peers)
+    return make_params(kind or "mpmc", *sizes, dedupe=dedupe, priority=priority, **acknowledgement)

@@ -25,7 +25,8 @@ class QueueStats:
     subscriber has, ``qsize`` what the slowest has not; ``policy``, ``history`` and ``subscribers`` are None
     for a queue. ``dropped_oldest`` and ``dropped_newest``: by producers that were told to where there was no
     room. ``unacked``: leased and not acknowledged; ``waiting_again``: to be delivered again, perhaps
-    after a delay; ``qsize`` counts neither. ``full``: a message of ``inline_bytes`` would find no room in the
+    after a delay; ``qsize`` counts neither. ``dedupe``: how many keys are remembered, 0: none; ``repeats``:
+    puts with a key that were dropped. ``full``: a message of ``inline_bytes`` would find no room in the
     ring. ``urgent``: of ``qsize``, those that were put with ``priority=True``, in a lane of ``urgent_slots``
     beside the ring (0: ``priority`` is False); ``ring_bytes``, ``ring_used_bytes`` and ``full`` are the
     others'."""
@@ -65,6 +66,8 @@ class QueueStats:
     max_unacked: int
     max_deliveries: int
     visibility: float | None
+    dedupe: int
+    repeats: int
     shutdown: Literal["open", "draining", "immediate"]
 
 
@@ -183,6 +186,8 @@ def read(c: Any, name: str) -> QueueStats:
         max_unacked=raw.max_unacked,
         max_deliveries=raw.max_deliveries,
         visibility=raw.visibility_ns / 1e9 or None,
+        dedupe=raw.keys,
+        repeats=raw.repeats,
         shutdown=("open", "draining", "immediate")[min(raw.lifecycle, 2)],
     )
 
@@ -251,6 +256,16 @@ def explain_full(c: Any, name: str, urgent: bool = False) -> str:
     return (
         f"the {full}; its consumer is {consumers}"
         f"{stuck}. Consume faster, wait longer, or create the queue with a larger ring_bytes"
+    )
+
+
+def explain_keys_busy(c: Any, name: str) -> str:
+    """Text of ``Full`` where another producer puts with a key, and does not come to the end of it."""
+    holder = _read(c, name).holds_up_keys
+    who = next((str(p) for p in read_peers(c, name) if p.index == holder), "a process that has just ended it")
+    return (
+        f"puts with a key go one at a time, and {who} was in the middle of one: it is stopped, or was not "
+        "given the processor. Wait longer, or let it go on"
     )
 
 

@@ -41,7 +41,7 @@ PICKLED, ENVELOPE, TENSOR, MSGPACK = lib.SHMQ_PICKLE, lib.SHMQ_ENVELOPE, lib.SHM
 
 def put_as(q: shmq.Queue, codec: int, payload: bytes) -> None:
     """Puts a payload under any codec number, as a foreign or hostile producer could."""
-    assert lib.py_put_as(q._c, False, codec, payload, len(payload)) == 0
+    assert lib.py_put_as(q._c, False, codec, payload, len(payload), 0) == 0
 
 
 @pytest.fixture(scope="module")
@@ -693,7 +693,7 @@ def test_tensor_headers_that_lie(make: Make, head: bytes, arrays_as: str) -> Non
 @pytest.mark.parametrize("head", [header(0, "C", 4), header(200, "C", 4), header(12, "C", 1 << 40)])
 def test_tensor_headers_in_blocks_that_lie(q: shmq.Queue, head: bytes) -> None:
     data = np.frombuffer(b"12345678" * 1000, np.uint8)
-    assert lib.py_put_buffer(q._c, False, TENSOR, head, 96, id(data)) == 0
+    assert lib.py_put_buffer(q._c, False, TENSOR, head, 96, id(data), 0) == 0
     with pytest.raises(shmq.DecodeError) as caught:
         q.get()
     payload = caught.value.payload

@@ -31,9 +31,9 @@ PER_SEGMENT = 16
 WATCHDOG_S = 60
 INLINE_BYTES = 1024
 ARENAS = [0, 64 << 10, 256 << 10]
-CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 200, 1024, 128
+CONTROL_AT, HEADER_BYTES, PEER_BYTES, BLOCK_BYTES = 4096, 216, 1024, 128
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<13Q10I")
+GEOMETRY = struct.Struct("<14Q12I")
 FAVOURITES = [0, 1, 7, 8, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1, (1 << 64) - 8, 16384, 16385]
 
 
@@ -45,11 +45,12 @@ class Garbage:
         with open(f"/dev/shm/shmq.{name}", "r+b") as file:
             self.memory = mmap.mmap(file.fileno(), 0)
         geometry = GEOMETRY.unpack_from(self.memory, GEOMETRY_AT)
-        _, self.peers_at, self.ring_at, self.pending_at, _, self.words_at, self.blocks_at = geometry[:7]
-        self.urgent_at, self.ring_bytes = geometry[9:11]
-        self.slots, self.slot_bytes = geometry[14:16]  # of an mpmc ring; 0 of a byte ring
-        small, large = geometry[17:19]
-        self.pending, self.urgent_slots = geometry[21:23]
+        _, self.peers_at, self.ring_at, self.pending_at, _, self.keys_at, self.words_at = geometry[:7]
+        self.blocks_at = geometry[7]
+        self.urgent_at, self.ring_bytes = geometry[10:12]
+        self.slots, self.slot_bytes = geometry[15:17]  # of an mpmc ring; 0 of a byte ring
+        small, large = geometry[18:20]
+        self.pending, self.keys, self.urgent_slots = geometry[22:25]
         self.pages = small + large
 
     def places(self) -> dict[str, tuple[int, int]]:
@@ -64,6 +65,8 @@ class Garbage:
             "records": (self.ring_at, self.ring_bytes),
             "urgent lane": (self.urgent_at, self.urgent_slots * self.slot_bytes),
             "pending table": (self.pending_at, self.pending * (32 + self.slot_bytes)),
+            "keys": (self.keys_at, (8 + 16) * self.keys),
+            "turn": (CONTROL_AT + 8 * 128, 40 * min(self.keys, 1)),
             "page words": (self.words_at, 8 * self.pages),
             "block headers": (self.blocks_at, BLOCK_BYTES * min(self.pages, 6)),
         }
@@ -168,6 +171,10 @@ class Worker:
         self.attempt(producer.put, self.message(), timeout=self.timeout(), priority=self.urgent(producer))
         self.attempt(producer.put_many, [b"a", b"b" * 100, self.message()], timeout=0)
         self.attempt(self.write_in_place, producer)
+        if producer._dedupe:
+            for _ in range(3):
+                key = str(self.rng.randrange(6))
+                self.attempt(producer.put, self.message(), timeout=self.timeout(), key=key)
         self.look(consumer)
         for _ in range(3):
             self.receive(self.attempt(consumer.get, timeout=self.timeout(), copy=self.rng.random() < 0.3))
@@ -213,6 +220,8 @@ class Worker:
             "max_peers": 6,
             "kind": ("spsc", "mpmc", "mpmc")[number // PER_SEGMENT % 3],
         }
+        if how["kind"] == "mpmc":
+            how["dedupe"] = self.rng.randrange(1, 6)
         if number // PER_SEGMENT % 3 == 2:
             how |= {"delivery": "at_least_once", "max_unacked": 4, "visibility": 0.001, "max_deliveries": 0}
         how["priority"] = how["kind"] == "mpmc" and self.rng.random() < 0.5

@@ -66,7 +66,7 @@ def test_a_payload_that_is_too_short_for_a_known_header(q: shmq.Queue, size: int
     q.get()
     head = tensor.pack_meta(tensor.dtype_number(np.dtype("f8")), "C", (size,), 0)
     short = b"x" * (8 * size - 1)
-    assert lib.py_put_buffer(q._c, False, lib.SHMQ_TENSOR, head, len(head), id(short)) == 0
+    assert lib.py_put_buffer(q._c, False, lib.SHMQ_TENSOR, head, len(head), id(short), 0) == 0
     with pytest.raises(shmq.DecodeError, match="too small") as failed:
         q.get()
     assert failed.value.payload == head + short

@@ -3,6 +3,7 @@
 A change here is a change of the ABI: it needs a new fingerprint, and a line in the change log.
 """
 
+import hashlib
 import os
 import struct
 import time
@@ -26,7 +27,7 @@ PEER_BYTES = 1024
 SMALL_PAGE = 16 << 10
 LARGE_PAGE = 2 << 20
 GEOMETRY_AT = 56
-GEOMETRY = struct.Struct("<13Q10I")
+GEOMETRY = struct.Struct("<14Q12I")
 GEOMETRY_FIELDS = (
     *(
         "total_bytes",
@@ -34,6 +35,7 @@ GEOMETRY_FIELDS = (
         "ring_at",
         "pending_at",
         "copies_at",
+        "keys_at",
         "words_at",
         "blocks_at",
         "small_at",
@@ -41,7 +43,7 @@ GEOMETRY_FIELDS = (
         "urgent_at",
     ),
     *("ring_bytes", "visibility_ns", "first_cursor", "peers", "slots", "slot_bytes", "inline_bytes"),
-    *("small_pages", "large_pages", "max_deliveries", "history", "pending", "urgent_slots"),
+    *("small_pages", "large_pages", "max_deliveries", "history", "pending", "keys", "urgent_slots", "unused"),
 )
 FREE, LOANED, INFLIGHT, LEASED, RETURNED, CONT = range(6)
 PAD, BLOCK = 1, 2
@@ -377,7 +379,8 @@ def test_an_entry_of_the_pending_table(make: Make) -> None:
     assert (g["pending"], g["visibility_ns"], g["max_deliveries"]) == (3, 1000 * 10**9, 2)
     assert g["pending_at"] == g["ring_at"] + g["ring_bytes"]
     assert g["copies_at"] == g["pending_at"] + LINE  # 3 * 32 bytes, rounded up
-    assert g["words_at"] == -(-(g["copies_at"] + 3 * g["slot_bytes"]) // 4096) * 4096
+    assert g["keys_at"] == g["copies_at"] + 3 * g["slot_bytes"]
+    assert g["words_at"] == -(-g["keys_at"] // 4096) * 4096
     q.put(b"hello")
     q.put(np.ones(2000))
     first, second = q.lease(), q.lease()
@@ -393,3 +396,30 @@ def test_an_entry_of_the_pending_table(make: Make) -> None:
     assert segment.unpack(g["pending_at"], "<Q") == (1 << 15,)  # vacant, serial 1
     second.nack(delay=1000)
     assert segment.unpack(g["pending_at"] + 32, "<Q") == (3,)  # waiting
+
+
+def test_the_window_of_keys(make: Make) -> None:
+    q = make(kind="mpmc", dedupe=3)
+    segment = Segment(q)
+    g = segment.geometry
+    at, line = g["keys_at"], CONTROL_AT + 7 * LINE
+    assert g["keys"] == 3
+    assert at == g["ring_at"] + g["ring_bytes"]
+    assert g["words_at"] == -(-(at + 4 * 8 + 3 * 16) // 4096) * 4096  # 4 chains, 3 entries
+
+    def hashed(key: bytes) -> int:
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+    keys = [b"a", b"b", b"c", b"d"]
+    before, newest = [0] * 5, [0] * 4
+    for number, key in enumerate(keys, 1):
+        assert q.put(b"", key=key)
+        chain = hashed(key) * 0x9E3779B97F4A7C15 % 2**64 >> 62
+        before[number], newest[chain] = newest[chain], number
+    assert not q.put(b"", key=b"d")
+    # Whose turn it is: nobody's; what the last one put, and its number; keys so far; repeats.
+    assert segment.unpack(line, "<5Q") == (0, hashed(b"d"), 4, 4, 1)
+    assert segment.unpack(at, "<4Q") == tuple(newest)
+    # Key n lies in entry n mod 3.
+    entries = [segment.unpack(at + 4 * 8 + 16 * i, "<2Q") for i in range(3)]
+    assert entries == [(hashed(keys[n - 1]), before[n]) for n in (3, 4, 2)]

@@ -78,6 +78,7 @@ static inline shmq_queue *lab_clone(const shmq_queue *q) {
     c->ring = q->ring;
     c->arena = q->arena;
     c->pending = q->pending;
+    c->keys = q->keys;
     c->canary = q->canary;
     store_relaxed(&c->put.waiter.spin_ns, load_relaxed(&q->put.waiter.spin_ns));
     store_relaxed(&c->get.waiter.spin_ns, load_relaxed(&q->get.waiter.spin_ns));
