@@ -21,6 +21,7 @@ UNIT = [
     *("test_spsc", "test_mpmc", "test_topic", "test_arena", "test_segment", "test_peers", "test_recover"),
     *("test_wait", "test_queue", "test_recorder", "test_doorbell", "test_pending", "test_keep", "test_lease"),
     "test_urgent",
+    "test_keys",
 ]
 KINDS = pytest.mark.parametrize("kind", ["spsc", "mpmc"])
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
@@ -74,7 +75,7 @@ def test_unit(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "plain"), test)
 
 
-@cases("points", "points_topic", "points_doorbell", "points_lease", "points_urgent")
+@cases("points", "points_topic", "points_doorbell", "points_lease", "points_urgent", "points_keys")
 def test_points(workshop: Workshop, program: str, test: str) -> None:
     """Death, and company, before every single access to shared state."""
     passes(workshop.program(program, "points"), test)
@@ -133,6 +134,7 @@ class Bug:
             "points_doorbell": "points",
             "points_lease": "points",
             "points_urgent": "points",
+            "points_keys": "points",
             "wakes": "long_slices",
             "damage": "asan",
             "big_pages": "big_pages",
