@@ -52,6 +52,8 @@ int py_put_envelope(shmq_queue *q, int urgent, const char *body, size_t body_byt
 int py_put_described(shmq_queue *q, int urgent, const char *head, size_t head_bytes, uintptr_t arrays,
                      uint64_t key);
 int py_key_known(shmq_queue *q, uint64_t key);
+int shmq_key_begin(shmq_queue *q, uint64_t key);
+void shmq_key_end(shmq_queue *q);
 int py_publish_keyed(uintptr_t lease, uint64_t key);
 ssize_t py_put_many(shmq_queue *q, uintptr_t objects, ssize_t start);
 int py_wait_put(shmq_queue *q, int urgent, int lacks, uint64_t bytes, int64_t deadline_ns);

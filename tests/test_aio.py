@@ -452,7 +452,8 @@ def test_cancellation_at_every_await_of_a_put(aq: aio.Queue, main: Main, call: s
 
     async def write() -> None:
         if call == "put":
-            return await aq.put(b"x" * 100)
+            await aq.put(b"x" * 100)
+            return
         async with aq.loan((100,), "uint8") as loan:
             loan.array[:] = 1
 
