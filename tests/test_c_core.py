@@ -105,7 +105,7 @@ def test_sigkill_in_mid_stream(workshop: Workshop, whom: str, kind: str) -> None
     passes(workshop.program("kills", "plain"), whom, KILLS, 1, kind=kind)
 
 
-@pytest.mark.parametrize("kind", ["spsc", "mpmc", "topic", "lease", "lanes"])
+@pytest.mark.parametrize("kind", ["spsc", "mpmc", "topic", "lease", "lanes", "keys"])
 def test_garbage_in_a_live_segment(workshop: Workshop, kind: str) -> None:
     """Under AddressSanitizer and UBSan, with the leak detector on."""
     passes(workshop.program("damage", "asan"), MUTATIONS, 1, kind=kind)

@@ -15,20 +15,23 @@
 #define MUTATIONS_PER_SEGMENT 16
 #define BUFFER_BYTES (64u << 10)
 
-enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, ENTRIES, COPIES, LANE, PLACES };
-static const char *const place_names[] = {"header",        "control", "peers",  "records",    "words",
-                                          "block headers", "entries", "copies", "urgent lane"};
+#define LAST_STATUS SHMQ_KEYS_BUSY
+
+enum place { HEADER, CONTROL, PEERS, RECORDS, WORDS, HEADERS, ENTRIES, COPIES, LANE, TURN, KEYS, PLACES };
+static const char *const place_names[] = {"header",      "control",       "peers",   "records",
+                                          "words",       "block headers", "entries", "copies",
+                                          "urgent lane", "turn",          "keys"};
 
 static struct last {
     shmq_a64 number, offset, before, after;
     shmq_a32 place;
-    uint64_t statuses[SHMQ_UNACKED_FULL + 1]; /* what the calls answered */
-} *last;                                      /* shared with the parent, which tells it */
+    uint64_t statuses[LAST_STATUS + 1]; /* what the calls answered */
+} *last;                                /* shared with the parent, which tells it */
 
 static uint64_t seed;
 
 static int note(int status) {
-    CHECK(status >= 0 && status <= SHMQ_UNACKED_FULL);
+    CHECK(status >= 0 && status <= LAST_STATUS);
     last->statuses[status] += 1;
     return status;
 }
@@ -65,7 +68,10 @@ static void mutate(const shmq_queue *q, uint64_t number) {
     enum place place = (enum place)below(&seed, pages > 0 ? ENTRIES : WORDS);
     if (g->pending > 0 && below(&seed, 2) == 0) place = below(&seed, 3) > 0 ? ENTRIES : COPIES;
     if (g->urgent_slots > 0 && below(&seed, 4) == 0) place = LANE;
+    if (g->keys > 0 && below(&seed, 2) == 0) place = below(&seed, 2) > 0 ? TURN : KEYS;
     switch (place) {
+    case TURN: from = SHMQ_CONTROL_AT + offsetof(struct shmq_control, keys), bytes = 40; break;
+    case KEYS: from = g->keys_at, bytes = g->keys * (8 + sizeof(struct shmq_key_entry)); break;
     case ENTRIES: from = g->pending_at, bytes = g->pending * sizeof(struct shmq_pending_entry); break;
     case COPIES: from = g->copies_at, bytes = g->pending * g->slot_bytes; break;
     case LANE: from = g->urgent_at, bytes = (uint64_t)g->urgent_slots * g->slot_bytes; break;
@@ -137,6 +143,28 @@ static int get(shmq_queue *q, shmq_message *m, int64_t deadline_ns) {
     return q->pending.count > 0 ? lease(q, m, deadline_ns) : note(shmq_get(q, m, deadline_ns));
 }
 
+/* With a key where there is a window: one of a few, so that some are repeats. */
+static int put(shmq_queue *q, uint64_t number, uint64_t bytes, int64_t deadline_ns) {
+    static uint8_t message[LAB_MESSAGE_MAX];
+    if (q->keys.count == 0 || below(&seed, 3) == 0) return note(lab_put(q, number, bytes, deadline_ns));
+    message_write(message, number, bytes);
+    return note(shmq_put_keyed(q, message, bytes, below(&seed, 6), deadline_ns));
+}
+
+/* Somebody in the middle of a put with a key dies; the next who repairs believes whatever is there by then. */
+static void die_in_a_turn(int fd) {
+    shmq_queue *q;
+    struct shmq_record r;
+    if (note(shmq_attach(fd, &q)) != SHMQ_OK) return;
+    if (note(shmq_put_begin(q)) == SHMQ_OK && note(shmq_key_begin(q, 1 + below(&seed, 6))) == SHMQ_OK) {
+        if (below(&seed, 2) == 0) shmq_keys_publishing(&q->keys);
+        else if (note(shmq_try_reserve(q, 0, SHMQ_RAW, 0, &r)) == SHMQ_OK && below(&seed, 2) == 0)
+            shmq_keys_publishing(&q->keys);
+    }
+    lab_die(q);
+    lab_bury(q);
+}
+
 static void newcomer(int fd) {
     shmq_queue *q;
     if (note(shmq_attach(fd, &q)) == SHMQ_OK) {
@@ -150,7 +178,7 @@ static void newcomer(int fd) {
             if (get(q, &m, SHMQ_NO_WAIT) == SHMQ_OK) shmq_message_release(&m);
             (void)note(shmq_join(q, SHMQ_NO_WAIT));
         }
-        (void)note(lab_put(q, 1, 16, SHMQ_NO_WAIT));
+        (void)put(q, 1, 16, SHMQ_NO_WAIT);
         shmq_free(q);
     }
     if (note(shmq_observe(fd, &q)) == SHMQ_OK) {
@@ -178,8 +206,9 @@ static void work(const shmq_params *params, uint64_t first, uint64_t mutations) 
         (void)note(lab_put(p, i, 20, SHMQ_NO_WAIT));
         mutate(p, first + i);
         if (params->priority != 0) OK(shmq_set_priority(p, below(&seed, 2) == 0));
-        (void)note(lab_put(p, i, 100, below(&seed, 50) == 0 ? shmq_deadline(MS / 10) : SHMQ_NO_WAIT));
-        (void)note(lab_put(p, i, bytes, SHMQ_NO_WAIT));
+        (void)put(p, i, 100, below(&seed, 50) == 0 ? shmq_deadline(MS / 10) : SHMQ_NO_WAIT);
+        (void)put(p, i, bytes, SHMQ_NO_WAIT);
+        if (p->keys.count > 0 && below(&seed, 8) == 0) die_in_a_turn(fd);
         if (note(shmq_loan(p, bytes, SHMQ_NO_WAIT, &b)) == SHMQ_OK) {
             memset(b->data, 1, b->bytes);
             if (below(&seed, 2) == 0 || note(shmq_publish(b, NULL, SHMQ_NO_WAIT)) != SHMQ_OK)
@@ -234,6 +263,10 @@ int main(int argc, char **argv) {
                 params.max_unacked = 1 + (uint32_t)below(&seed, 6);
                 params.visibility_ns = below(&seed, 2) * (uint64_t)MS / 20;
             }
+            if (kind != NULL && strcmp(kind, "keys") == 0) {
+                params.kind = SHMQ_KIND_MPMC;
+                params.keys = 1 + (uint32_t)below(&seed, 6);
+            }
             if (params.kind == SHMQ_KIND_TOPIC) {
                 params.policy = (uint32_t)below(&seed, 3);
                 params.history = (uint32_t)below(&seed, 3);
@@ -256,7 +289,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("%" PRIu64 " mutations;", mutations);
-    for (int i = 0; i <= SHMQ_UNACKED_FULL; i++)
+    for (int i = 0; i <= LAST_STATUS; i++)
         if (last->statuses[i] > 0) printf(" %s: %" PRIu64, shmq_status_text(i), last->statuses[i]);
     printf("\n");
     /* The damage must have been felt, and must not have been all there was. */
