@@ -1320,6 +1320,7 @@ BUGS = [
         "",
         "test_urgent",
         "only_an_mpmc_queue_has_an_urgent_lane",
+    ),
     # keys
     bug(
         "remembered_before_it_is_published",
@@ -1364,7 +1365,7 @@ BUGS = [
     bug(
         "keys_of_the_dead_are_left",
         "recover.c",
-        r"^            recover_keys\(s, &ring->mpmc, i\);\n",
+        r"^            recover_keys\(s, ring, i\);\n",
         "",
         "test_keys",
         "a_death_in_a_turn",

@@ -115,7 +115,7 @@ def segment(q: shmq.Queue) -> Segment:
 def test_header(q: shmq.Queue, segment: Segment) -> None:
     assert segment.bytes(0, 8) == b"\0SHMQB01"
     fingerprint, kind, flags = segment.unpack(8, "<QII")
-    abi, header, control, peer, block_header, slot = 2, 200, 1024, 1024, 128, 32
+    abi, header, control, peer, block_header, slot = 2, 216, 1152, 1024, 128, 32
     expected = abi << 48 ^ header << 40 ^ control << 28 ^ peer << 16 ^ block_header << 8 ^ slot
     assert (fingerprint, kind, flags) == (expected, 1, 0)
     assert segment.bytes(24, 16).hex() == q.stats().uuid
@@ -142,7 +142,7 @@ def test_geometry(make: Make, ring: int, arena: int, small: int, large: int) -> 
     assert (g["ring_bytes"], g["inline_bytes"], g["peers"]) == (ring, 512, 5)
     assert g["first_cursor"] == g["slots"] == g["slot_bytes"] == g["max_deliveries"] == g["history"] == 0
     # Each part begins where the one before ends, rounded up to its own alignment.
-    at = CONTROL_AT + 8 * LINE
+    at = CONTROL_AT + 9 * LINE
     assert g["peers_at"] == at
     for field, size, alignment in [
         ("ring_at", 5 * PEER_BYTES, 4096),
@@ -402,7 +402,7 @@ def test_the_window_of_keys(make: Make) -> None:
     q = make(kind="mpmc", dedupe=3)
     segment = Segment(q)
     g = segment.geometry
-    at, line = g["keys_at"], CONTROL_AT + 7 * LINE
+    at, line = g["keys_at"], CONTROL_AT + 8 * LINE
     assert g["keys"] == 3
     assert at == g["ring_at"] + g["ring_bytes"]
     assert g["words_at"] == -(-(at + 4 * 8 + 3 * 16) // 4096) * 4096  # 4 chains, 3 entries

@@ -575,7 +575,7 @@ def test_default_inline_bytes_shrink_with_the_ring(make: Make, ring_kind: str) -
 
 def test_params_start_at_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmq.handle.CURSOR_START", 2**64 - 2)
-    assert _params("spsc", 4096, 0, 64, 1, {}).first_cursor == 2**64 - 2
+    assert _params("spsc", 4096, 0, 64, 1, None, False, {}).first_cursor == 2**64 - 2
 
 
 # ---- closing ----

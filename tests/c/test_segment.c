@@ -34,7 +34,7 @@ TEST(every_offset_is_where_the_drawing_says) {
         uint32_t small_pages, large_pages;
     } cases[] = {
         /* clang-format off */
-        /* 1 MiB ring, 32 MiB arena, 64 peers: control ends at 5120, the table at 5120 + 65536 */
+        /* 1 MiB ring, 32 MiB arena, 64 peers: control ends at 5248, the table at 5248 + 65536 */
         {{MIB, 32 * MIB, 0, 8192, 64, SHMQ_KIND_SPSC, 0}, MIB, 73728, 1122304, 1126528, 1196032, 10485760, 44040192, 512, 16},
         /* the smallest: a ring of one page, no arena, one peer */
         {{0, 0, 0, 8, 1, SHMQ_KIND_SPSC, 0}, 4096, 8192, 12288, 12288, 12288, 12288, 12288, 0, 0},
@@ -53,7 +53,7 @@ TEST(every_offset_is_where_the_drawing_says) {
         shmq_queue *q = lab_create(fd, &cases[i].params);
         const struct shmq_geometry *g = &header_of(q)->geometry;
         CHECK_EQ(g->ring_bytes, cases[i].ring_bytes);
-        CHECK_EQ(g->peers_at, 5120);
+        CHECK_EQ(g->peers_at, 5248);
         CHECK_EQ(g->ring_at, cases[i].ring_at);
         CHECK_EQ(g->words_at, cases[i].words_at);
         CHECK_EQ(g->blocks_at, cases[i].blocks_at);
