@@ -316,9 +316,10 @@ def test_a_small_array_lies_in_its_record(q: shmq.Queue, segment: Segment) -> No
 READY = 2  # FREE, WRITING, READY, READING, TOMB
 
 
-def slot(segment: Segment, position: int) -> dict[str, int]:
+def slot(segment: Segment, position: int, lane: str = "") -> dict[str, int]:
     g = segment.geometry
-    at = g["ring_at"] + position % g["slots"] * g["slot_bytes"]
+    at, slots = (g["urgent_at"], g["urgent_slots"]) if lane == "urgent" else (g["ring_at"], g["slots"])
+    at += position % slots * g["slot_bytes"]
     word, record, handle, deliveries, producer = segment.unpack(at, "<QQQII")
     return {
         "state": word & 7,
@@ -370,6 +371,26 @@ def test_a_block_in_a_slot(make: Make) -> None:
     assert slot(segment, 40)["lap"] == 2
     del view
     assert segment.word(page)["state"] == FREE
+
+
+def test_two_lanes(make: Make) -> None:
+    q = make(kind="mpmc", ring_bytes=1 << 15, inline_bytes=96, priority=True)
+    segment = Segment(q)
+    g = segment.geometry
+    assert (g["slots"], g["urgent_slots"], g["urgent_at"]) == (256, 32, g["ring_at"] + g["ring_bytes"])
+    assert g["pending_at"] == g["words_at"] == g["urgent_at"] + 32 * 128
+    for _ in range(40):  # into the second lap
+        q.put(b"", priority=True)
+        q.get()
+    q.put(np.arange(1000, dtype=np.float32), priority=True)
+    found = slot(segment, 40, "urgent")
+    assert (found["state"], found["lap"]) == (READY, 1)
+    page, generation = found["handle"] & 0xFFFFFF, found["handle"] >> 24
+    word = segment.word(page)
+    assert (word["state"], word["generation"], word["argument"]) == (INFLIGHT, generation, 40 << 1 | 1)
+    cursors = [segment.unpack(CONTROL_AT + line * LINE, "<Q")[0] for line in (0, 1, 6, 7)]
+    assert cursors == [0, 0, 41, 40]
+    assert slot(segment, 0)["state"] == slot(segment, 40)["state"] == FREE
 
 
 def test_an_entry_of_the_pending_table(make: Make) -> None:

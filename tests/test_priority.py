@@ -147,20 +147,22 @@ def test_a_full_lane_does_not_stop_the_other(q: shmq.Queue) -> None:
 
 @pytest.mark.parametrize("priority", [False, True])
 def test_a_put_that_waits_for_room_in_its_lane(q: shmq.Queue, make: Make, priority: bool) -> None:
-    fill_lane(q, True)
-    fill_lane(q, False)
+    full = fill_lane(q, priority)
     other = make()
     thread = threading.Thread(target=other.put, args=(b"late",), kwargs={"priority": priority})
     thread.start()
-    poll(lambda: any(peer.last is not None and peer.last.op == "wait_put" for peer in q.peers()))
-    for _ in range(0 if priority else RUN):
-        q.get()
-    assert thread.is_alive()  # until now there was room in the other lane only
-    q.get()
+    poll(lambda: q.peers()[1].parks > 0)  # it sleeps, though there is room in the other lane
+    for _ in range(3):
+        q.put(b"other", priority=not priority)
+    for _ in range(1 if priority else 3):
+        assert thread.is_alive()
+        assert q.get() == (b"x" if priority else b"other")
+    if not priority:
+        assert q.get() == b"x"
     thread.join(60)
     assert not thread.is_alive()
-    left = q.get_many(200)
-    assert (left.index(b"late"), len(left)) == ((16, 16 + 128) if priority else (127, 128))
+    left = [m for m in q.get_many(200) if m != b"other"]
+    assert left == [b"x"] * (full - 1) + [b"late"]
 
 
 @pytest.mark.parametrize("priority", [False, True])

@@ -71,8 +71,10 @@ try:
     while True:
         if leases:
             with q.lease() as message:
-                seen = ledger[GOT + note(message.value)]
-                assert seen == 1 or message.deliveries > 1, "it came twice"
+                i = note(message.value)
+                assert ledger[GOT + i] == 1 or message.deliveries > 1, "it came twice"
+                if i % 3 == 0:
+                    time.sleep(0.001)  # it dies over an urgent one more often than not
                 del message.value
         else:
             i = note(q.get())

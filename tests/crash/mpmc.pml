@@ -25,6 +25,9 @@
  * first position is the last before the wrap.  Generations of a page count modulo 8: there are at most 6
  * loans.
  *
+ * One lane: of a queue with priority each lane is such a ring by itself.  They share nothing but the arena, as two
+ * slots of one ring do, and a page's word says which lane's slot it is to be judged by.
+ *
  * Not modelled: weak memory (here memory is sequentially consistent), blocks of several pages (CONT words),
  * eventcounts and futexes, a wrong verdict of the kernel, damaged memory, detaching while alive, and a
  * consumer that gets the next message before it has given back the block of the last one.
