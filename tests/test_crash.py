@@ -301,6 +301,49 @@ CONTROLS = [
         ("drop, overdue", "lease", "--parked"),
         r"pages are still returned",
     ),
+    # keys
+    control(
+        "key_remembered_before_its_message",
+        (
+            "message.c",
+            r"if \(q->put\.key != 0\) shmq_keys_publishing\(&q->keys\);",
+            "if (q->put.key != 0) { shmq_keys_publishing(&q->keys); shmq_keys_published(&q->keys); }",
+        ),
+        ("put with a key", "keys"),
+        r"key 3 is known, and was not put",
+    ),
+    control(
+        "slots_before_keys",
+        ("recover.c", r"^    shmq_keys_bind\(&keys, s\);", r"\g<0> shmq_mpmc_recover(ring, dead);"),
+        ("put block with a key", "keys"),
+        r"key 3 is known, and was not put",
+    ),
+    control(
+        "key_of_the_dead_forgotten",
+        ("keys.c", r"if \(begun && .*\) remember\(k\);", "(void)begun;"),
+        ("reap a turn", "keys", "--every", "0"),
+        r"key 3 was put, and is not known",
+    ),
+    control(
+        "half_remembered_is_known",
+        (
+            "keys.c",
+            r"begun && load_relaxed\(&k->line->count\) != load_relaxed\(&k->line->number\)",
+            "begun && !shmq_keys_known(k, load_relaxed(&k->line->hash))",
+        ),
+        ("reap a turn in its midst", "keys", "--every", "0"),
+        r'with key 2 says "a repeat of a key, dropped", not "ok"',
+    ),
+    control(
+        "a_look_before_the_turn",
+        (
+            "keys.c",
+            r"^    int status = try_hold\(k\);\n(.*\n)    if \(shmq_keys_known\(k, hash\)\) \{",
+            r"    bool known = shmq_keys_known(k, hash);\n    int status = try_hold(k);\n\1    if (known) {",
+        ),
+        ("put block with a key", "keys", "--parked"),
+        r"key 3 was put twice",
+    ),
     # topics
     control(
         "message_before_its_content",

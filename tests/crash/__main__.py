@@ -13,8 +13,8 @@
     model    the ring, the topic and their repair searched exhaustively, where Spin is installed
 
 Builds the programs of this folder, runs them over both kinds of queue (the soak: mpmc), the steps also over
-topics and with leases, and prints one table in Markdown.  An OPERATION of the steps stands for them, with
-this one only.
+topics, with leases and with keys, and prints one table in Markdown.  An OPERATION of the steps stands for
+them, with this one only.
 
 Exit status 0: no failure; 77: no failure, but ptrace is forbidden here, so no step was tried.
 

@@ -2,8 +2,8 @@
 
 A job is one operation, on one kind of ring, from one cursor, in one mode; each is a process of its own, so
 that a hang or a crash is one job's.  A topic's operations are its own, and so are those with leases, of an
-mpmc queue whose messages are acknowledged, and with lanes, of one with priority.  Two jobs run at a time,
-each on a processor of its own: victim and tracer take turns.
+mpmc queue whose messages are acknowledged, of one with two lanes, and of one that remembers keys.  Two jobs run at a
+time, each on a processor of its own: victim and tracer take turns.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAM = "crash/step"
 QUEUES = ("spsc", "mpmc")
-KINDS = (*QUEUES, "topic", "lease", "lanes")
+KINDS = (*QUEUES, "topic", "lease", "lanes", "keys")
 NO_PTRACE = 77
 TIMEOUT_S = 1800
 """Each round has a watchdog of its own; this one is for a watchdog that is broken."""
@@ -141,14 +141,16 @@ def run_all(program: Path, jobs: Iterable[Job]) -> Iterator[Done]:
 WAITS = (
     *("put, ring full", "put, arena full", "publish, ring full", "publish, arena full", "get, empty"),
     *("lease, empty", "join, late", "put urgent, lane full", "get, both empty"),
+    *("put with a key, ring full", "put with a key, busy"),
 )
 ATTACHES = (
     *("attach", "attach, repair", "attach, repair reader", "attach, repair publisher"),
-    *("attach, repair lessee", "attach, repair both"),
+    *("attach, repair lessee", "attach, repair both", "attach, repair a turn"),
 )
 REAPS = (
     *("reap", "reap reader", "reap last reader", "reap publisher"),
     *("reap lessee", "reap lessee again", "reap both", "reap lessee of both"),
+    *("reap a turn", "reap a turn before it", "reap a turn in its midst"),
 )
 LONG = (*WAITS, *ATTACHES, *REAPS)
 """Thousands of instructions, most of them in the C library or in a loop that only reads."""
@@ -176,6 +178,7 @@ DEEP = {
     "topic": "release, last reader",
     "lease": "lease again copy",
     "lanes": "get urgent block",
+    "keys": "put with a key",
 }
 DEAR = ("put, arena full", "publish, arena full")
 """Waits like those at a full ring, twice as long."""
@@ -185,6 +188,7 @@ PARKED = {
     "topic": ("publish over a block", "get block", "reap publisher"),
     "lease": ("lease block", "lease overdue copy", "drop, acked", "reap lessee"),
     "lanes": ("put urgent block", "get urgent block", "lease urgent block", "reap both"),
+    "keys": ("put with a key", "put block with a key", "reap a turn"),
 }
 
 
@@ -193,7 +197,8 @@ def quick(names: Operations) -> list[Job]:
     jobs = []
     for kind in KINDS:
         for name in names[kind]:
-            if name in DEAR or (name in (*WAITS, *ATTACHES) and kind not in ("mpmc", "lease", "lanes")):
+            waits = name in (*WAITS, *ATTACHES) and kind not in ("mpmc", "lease", "lanes", "keys")
+            if name in DEAR or waits:
                 continue  # nearly the same instructions as over that kind
             every = "0" if name in LONG else "16"
             jobs.append(Job(name, kind, ("--wrap", "--every", every)))
@@ -238,6 +243,7 @@ def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     of_topics = {done.job.operation for done in finished if done.job.kind == "topic"}
     of_leases = {done.job.operation for done in finished if done.job.kind == "lease"}
     of_lanes = {done.job.operation for done in finished if done.job.kind == "lanes"}
+    of_keys = {done.job.operation for done in finished if done.job.kind == "keys"}
     f = sum((done.figures or UNFINISHED for done in finished), NOTHING)
     counts = (
         f"{f.kills[0]:,} killed, at {f.instructions[0]:,} instructions, which left {f.images[0]:,} different"
@@ -245,7 +251,7 @@ def summary(finished: list[Done], how: str) -> tuple[str, str, int]:
     )
     return (
         f"operations of a queue, of both kinds: {len(names)}, of a topic: {len(of_topics)}, with leases:"
-        f" {len(of_leases)}, with two lanes: {len(of_lanes)}. {how}",
+        f" {len(of_leases)}, with two lanes: {len(of_lanes)}, with keys: {len(of_keys)}. {how}",
         counts,
         sum(done.failed for done in finished),
     )

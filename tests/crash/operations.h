@@ -42,6 +42,7 @@ struct operation {
     bool delays;    /* a message may come only after a while, leases.h */
     bool urgent;    /* lanes.h: the lane that it works in, of which the wrap is to be near */
     bool leased;    /* lanes.h: messages are acknowledged */
+    bool vain;      /* its key is never put, keyed.h */
     /* Topics only, where what the victim takes is still there for others: */
     uint64_t sees; /* number of the message that it takes */
     uint64_t read; /* messages that `reader` has read before the act */

@@ -1,16 +1,17 @@
 /* SIGKILL at every instruction.
  *
- *     step [--kind spsc|mpmc|topic|lease|lanes] [--wrap] [--depth D] [--parked] [--enough] [--every N] [--every-repair N]
- *          [OPERATION ...]
+ *     step [--kind spsc|mpmc|topic|lease|lanes|keys] [--wrap] [--depth D] [--parked] [--enough] [--every N]
+ *          [--every-repair N] [OPERATION ...]
  *     step [--kind ...] --list
  *
- * A victim, forked and traced, runs one operation of operations.h, topics.h, leases.h or lanes.h; it is killed after k instructions, for k = 0,
- * 1, 2, ... until the operation has no more.  After each death a survivor that was attached before repairs,
- * and counts: what was committed at the moment of death, read from the memory as it lay, is delivered, in order,
- * whole, once; every page and slot is free again; everything works.  On a topic that is one subscriber's view of it:
+ * A victim, forked and traced, runs one operation of operations.h, topics.h, leases.h, lanes.h or keyed.h; it is killed
+ * after k instructions, for k = 0, 1, 2, ... until the operation has no more.  After each death a survivor that was
+ * attached before repairs, and counts: what was committed at the moment of death, read from the memory as it lay, is
+ * delivered, in order, whole, once; every page and slot is free again; everything works.  On a topic that is one subscriber's view of it:
  * what the victim read itself is there as before; and nobody else is subscribed.  With leases (an mpmc queue whose
  * messages are acknowledged) each message comes until it is acknowledged, as often as it says, and then no more.
- * With lanes (an mpmc queue with priority) urgent messages come first, and each lane's in order.
+ * With lanes (an mpmc queue with priority) urgent messages come first, and each lane's in order.  With keys (an mpmc
+ * queue with a window of them) the survivor puts the victim's message once more: it is there once.
  *
  * All that a death leaves is the segment's memory; the kernel has dropped the locks.  So the second level (D = 2)
  * takes each different memory that the first level left, puts it back, and kills a repairer of it at every
@@ -32,12 +33,14 @@
 #include <stdarg.h>
 #include <time.h>
 
+#include "keyed.h"
 #include "lanes.h"
+#include "leases.h"
 #include "topics.h"
 #include "trace.h"
 
 enum { SURVIVOR, HELPER, SURVIVORS };
-enum { KIND_LEASE = SHMQ_KIND_TOPIC + 1, KIND_LANES };
+enum { KIND_LEASE = SHMQ_KIND_TOPIC + 1, KIND_LANES, KIND_KEYS };
 enum { MOST = 256, DEEPEST = 3, WATCH_S = 20, COMPLAINTS = 5, MOST_RECORDS = 8 };
 #define SECOND_NUMBER 1000u /* the survivors' own messages, while a victim is stopped */
 
@@ -66,6 +69,7 @@ static struct {
     bool topic;     /* the survivor publishes, the helper subscribes */
     bool leases;    /* survivors acknowledge what they get */
     bool lanes;     /* there are two */
+    bool keys;      /* there is a window of keys */
     shmq_queue *peer[SURVIVORS];
     shmq_queue private[2][SURVIVORS]; /* ... as the scene left them; and for the deeper levels, after it */
     uint8_t *memory, *scratch;
@@ -421,6 +425,33 @@ static void expect_one_subscriber(void) {
                i == HELPER ? "the helper is not subscribed" : "peer %u is still subscribed", i);
 }
 
+static void expect_key(uint64_t key, int expected) {
+    int status = put_key(bench.peer[SURVIVOR], key, key);
+    EXPECT(status == expected, "a put with key %" PRIu64 " says \"%s\", not \"%s\"", key,
+           shmq_status_text(status), shmq_status_text(expected));
+}
+
+/* The window is of keys 1 and 2, or of 2 and 3; the latter in the end. */
+static void expect_keys(bool put) {
+    bool known = shmq_keys_known(&bench.peer[SURVIVOR]->keys, NEXT_KEY);
+    EXPECT(known == put, known ? "key 3 is known, and was not put" : "key 3 was put, and is not known");
+    expect_key(2, SHMQ_REPEAT);
+    if (!put) expect_key(1, SHMQ_REPEAT);
+    expect_key(NEXT_KEY, put ? SHMQ_REPEAT : SHMQ_OK);
+    expect_key(NEXT_KEY, SHMQ_REPEAT);
+    expect_key(2, SHMQ_REPEAT);
+    expect_key(1, SHMQ_OK);
+    expect_key(2, SHMQ_OK);
+    struct numbers found = drain();
+    EXPECT(found.n == (put ? 2 : 3) && found.of[found.n - 1] == 2, "not the messages of the last keys");
+}
+
+static bool has_next_key(const struct numbers *due) {
+    bool found = false;
+    for (uint64_t i = 0; i < due->n; i++) found |= due->of[i] == NEXT_KEY;
+    return found && !bench.operation->vain;
+}
+
 static void expect_all_free(void) {
     shmq_queue *q = bench.peer[SURVIVOR];
     shmq_stats s;
@@ -513,6 +544,7 @@ static void expect_repair(const struct numbers *due) {
                found.times[i], due->times[i]);
     expect_it_is_stale();
     stop_looking();
+    if (bench.keys) expect_keys(has_next_key(due));
     expect_all_free();
     expect_it_works();
 }
@@ -714,6 +746,7 @@ struct company {
     uint64_t next;       /* number of their next message */
     bool no_put, no_get; /* a live victim has that role, or a role is in its repair */
     bool full;           /* the ring, at the last try */
+    int keyed;           /* what their own put with the victim's key said */
     uint64_t last[2];    /* topic: what came last, of the others' messages and of theirs */
 };
 static struct company company;
@@ -796,8 +829,18 @@ static void expect_the_stopped_in_the_way(uint32_t victim) {
     EXPECT(!company.full || named, "full, and peer %d is said to be in the way", s.holds_up_put);
 }
 
+/* The victim's message by another: it went on before the victim, or finds it done, or waits. */
+static void company_puts_the_key(void) {
+    company.keyed = put_key(bench.peer[HELPER], company.next, NEXT_KEY);
+    if (company.keyed == SHMQ_OK) note_number(company.ledger.put, company.next++);
+    else
+        EXPECT(company.keyed == SHMQ_REPEAT || company.keyed == SHMQ_KEYS_BUSY || company.keyed == SHMQ_FULL,
+               "a put of its key beside it says \"%s\"", shmq_status_text(company.keyed));
+}
+
 static void others_go_on(bool victim_attached) {
     uint32_t index = load32_acquire(&notes->index), repaired;
+    if (bench.keys) company_puts_the_key();
     if (victim_attached && index != UINT32_MAX && is_live(index)) {
         int alive = shmq_peers_alive(&bench.peer[SURVIVOR]->segment, index);
         EXPECT(alive == 1, "alive: %d", alive);
@@ -874,7 +917,8 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
     status = (int)load32_acquire(&notes->status);
     EXPECT(status == op->status || status == SHMQ_OK || status == SHMQ_FULL || status == SHMQ_ARENA_FULL ||
                status == SHMQ_EMPTY || (status == SHMQ_ROLE_TAKEN && bench.slots == 0) ||
-               (bench.leases && status == SHMQ_STALE),
+               (bench.leases && status == SHMQ_STALE) ||
+               (bench.keys && (status == SHMQ_REPEAT || status == SHMQ_KEYS_BUSY)),
            "the victim's call says \"%s\"", shmq_status_text(status));
     uint64_t last = before.n > 0 ? before.of[before.n - 1] : op->read, got = load_acquire(&notes->got);
     for (uint64_t i = load_acquire(&notes->put); i > 0; i--) note_number(company.ledger.put, last + i);
@@ -887,6 +931,13 @@ static void park_once(const uint8_t *bytes, const struct operation *op, const st
     stop_looking();
     rest = bench.leases ? drain_patiently() : drain();
     expect_it_is_stale();
+    if (bench.keys) {
+        bool before_it = has_next_key(&before), by_others = company.keyed == SHMQ_OK;
+        bool by_it = load_acquire(&notes->put) != 0;
+        EXPECT(before_it + by_others + by_it <= 1, "key 3 was put twice");
+        EXPECT(company.keyed != SHMQ_REPEAT || before_it || by_it, "key 3 was known, and was not put");
+        expect_keys(before_it || by_others || by_it);
+    }
     for (uint64_t i = 0; i < rest.n; i++) note_got(rest.of[i]);
     for (uint64_t i = 1; i < 4 * SECOND_NUMBER; i++)
         EXPECT(company.ledger.put[i] == company.ledger.got[i],
@@ -942,7 +993,8 @@ static void open_bench(const struct operation *op, uint32_t kind, uint64_t first
                           .history = bench.topic && !op->bare ? HISTORY : 0,
                           .max_unacked = bench.leases ? TABLE : 0,
                           .visibility_ns = bench.leases ? VISIBILITY_NS : 0,
-                          .priority = bench.lanes};
+                          .priority = bench.lanes,
+                          .keys = bench.keys ? WINDOW : 0};
     object = lab_object();
     bench.peer[SURVIVOR] = lab_create(object, &params);
     bench.peer[HELPER] = lab_attach(object);
@@ -1014,11 +1066,9 @@ static uint64_t distance(const struct operation *op, uint32_t kind) {
     return cursor;
 }
 
-static const char *const kinds[] = {[SHMQ_KIND_SPSC] = "spsc",
-                                    [SHMQ_KIND_MPMC] = "mpmc",
-                                    [SHMQ_KIND_TOPIC] = "topic",
-                                    [KIND_LEASE] = "lease",
-                                    [KIND_LANES] = "lanes"};
+static const char *const kinds[] = {
+    [SHMQ_KIND_SPSC] = "spsc", [SHMQ_KIND_MPMC] = "mpmc", [SHMQ_KIND_TOPIC] = "topic",
+    [KIND_LEASE] = "lease",    [KIND_LANES] = "lanes",    [KIND_KEYS] = "keys"};
 
 static double seconds(void) { return (double)shmq_now_ns() * 1e-9; }
 
@@ -1029,6 +1079,7 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
     bench.kind = kinds[kind];
     bench.topic = kind == SHMQ_KIND_TOPIC;
     bench.lanes = kind == KIND_LANES;
+    bench.keys = kind == KIND_KEYS;
     bench.leases = kind == KIND_LEASE || op->leased;
     bench.start = "zero";
     uint64_t cursor = 0, skipped = 0;
@@ -1054,7 +1105,7 @@ static void run(const struct operation *op, uint32_t kind, bool wrap, int depth)
 }
 
 static uint32_t kind_named(const char *name) {
-    uint32_t kind = KIND_LANES;
+    uint32_t kind = KIND_KEYS;
     while (kind >= SHMQ_KIND_SPSC && strcmp(kinds[kind], name) != 0) kind--;
     return kind; /* 0: none */
 }
@@ -1084,6 +1135,7 @@ int main(int argc, char **argv) {
     if (kind == SHMQ_KIND_TOPIC) of_kind = topic_operations, n = TOPIC_OPERATIONS;
     if (kind == KIND_LEASE) of_kind = lease_operations, n = LEASE_OPERATIONS;
     if (kind == KIND_LANES) of_kind = lane_operations, n = LANE_OPERATIONS;
+    if (kind == KIND_KEYS) of_kind = keyed_operations, n = KEYED_OPERATIONS;
     for (size_t i = 0; list && i < n; i++) puts(of_kind[i].name);
     if (list) return 0;
     signal(SIGALRM, hung);
