@@ -26,7 +26,7 @@ ordinary calls, which may block for as long as it takes to map the segment.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from importlib import import_module
 from types import TracebackType
@@ -40,7 +40,7 @@ from .consumer import NOTHING_NOW, Consumer
 from .delivery import Message, raise_nothing
 from .doorbell import Waits
 from .handle import Handle
-from .producer import LACKS, Producer
+from .producer import LACKS, PLAIN, Producer
 from .stats import Peer, QueueStats, raise_peer_dead
 from .tensor import Arrays
 
@@ -247,14 +247,14 @@ class _Putting(_Wrapper):
 
         Cancelled, it was not put.  Otherwise as ``shmq.Queue.put``."""
         deadline = sys.maxsize if timeout is None else deadline_ns(timeout)
-        if key is not None or priority:
-            how = self._handle._how(key, priority)
-            tries = self._handle._tries(obj, lib.PY_ENCODE, how)
-        elif (status := self._handle._put(obj)) is None:
+        plain = key is None and not priority
+        status = self._handle._put(obj) if plain else lib.PY_ENCODE
+        if status is None:
             return True
-        else:
-            tries = self._handle._tries(obj, status)
-        return bool(await self._await_room(tries, deadline))
+        dropped: list[int] = []
+        tries = self._handle._tries(obj, status, self._handle._how(key, priority), dropped)
+        await self._await_room(tries, deadline)
+        return not dropped
 
     def put_nowait(self, obj: Any, *, key: str | bytes | None = None, priority: bool = False) -> bool:
         """Puts ``obj`` at once, or raises ``Full``.  As ``shmq.Queue.put_nowait``."""
@@ -274,8 +274,8 @@ class _Putting(_Wrapper):
                     done += sent
                     continue
                 item = items[done]
-                tries = self._handle._tries(item, lib.SHMQ_FULL if sent == -lib.SHMQ_FULL else lib.PY_ENCODE)
-                await self._await_room(tries, deadline)
+                status = lib.SHMQ_FULL if sent == -lib.SHMQ_FULL else lib.PY_ENCODE
+                await self._await_room(self._handle._tries(item, status, PLAIN, []), deadline)
                 done += 1
         except (errors.ShmqError, asyncio.CancelledError) as e:
             e.done = done  # type: ignore[union-attr]
@@ -291,13 +291,12 @@ class _Putting(_Wrapper):
         Entering waits up to ``timeout`` seconds for memory; see ``shmq.Queue.loan``."""
         return Loan(self, loan.Loan(self._handle, shape, dtype, order, None, priority), timeout)
 
-    async def _await_room(self, tries: Generator[tuple[int, Size], None, Any], deadline: int) -> Any:
-        """Drives what tries until it is done, as ``Producer._tries``; returns what that does."""
+    async def _await_room(self, tries: Iterator[tuple[int, Size]], deadline: int) -> None:
+        """Drives what tries until it is done, as ``Producer._tries``."""
         q, gate = self._handle, self._waits.putters
         settling, waited = 0, False
         try:
-            while True:
-                lacking, size = next(tries)
+            for lacking, size in tries:
                 if lacking == lib.SHMQ_NOT_READY:
                     settling = await _settle(q, settling)
                     continue
@@ -314,8 +313,6 @@ class _Putting(_Wrapper):
                 finally:
                     gate.quit(place)
                 waited = True
-        except StopIteration as end:
-            return end.value
         finally:
             gate.leave()
 

@@ -1,7 +1,7 @@
 """``Loan``: an array of shared memory that is written in place and then becomes a message."""
 
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Iterator
 from math import prod
 from operator import index
 from types import TracebackType
@@ -77,7 +77,7 @@ class Loan:
             for lacking, need in self._borrow():
                 queue._wait_put(lacking, need, deadline)
 
-    def _borrow(self) -> Generator[tuple[int, Size], None, None]:
+    def _borrow(self) -> Iterator[tuple[int, Size]]:
         """Tries until the memory is lent, as ``Producer._tries``."""
         box: list[Any] = []
         q = self._queue
@@ -112,7 +112,7 @@ class Loan:
                 self._queue._wait_put(lacking, need, deadline)
         self._sent()
 
-    def _send_again(self, status: int | None) -> Generator[tuple[int, Size], None, None]:
+    def _send_again(self, status: int | None) -> Iterator[tuple[int, Size]]:
         self._check_open()
         while status is not None:
             if status != lib.SHMQ_FULL:

@@ -5,7 +5,7 @@ slices of at most 100 ms so that Python runs its signal handlers, try again.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ LACKS = {
 }
 """What a put waits for, by the status of its try."""
 
-Tries = Generator[tuple[int, Size], None, bool]
 How = tuple[bool, int]
 """Whether it is urgent, and the hash of its key, or 0."""
 PLAIN: How = (False, 0)
@@ -70,12 +69,10 @@ class Producer(Handle):
     def _put_slow(self, obj: Any, status: int, block: bool, timeout: float | None, how: How) -> bool:
         """Whatever is not bytes or a plain array, has a key, is urgent, or did not go through at once."""
         deadline = deadline_ns(timeout) if block else 0
-        tries = self._tries(obj, status, how)
-        try:
-            while True:
-                self._wait_put(*next(tries), deadline)
-        except StopIteration as end:
-            return bool(end.value)
+        dropped: list[int] = []
+        for lacking, size in self._tries(obj, status, how, dropped):
+            self._wait_put(lacking, size, deadline)
+        return not dropped
 
     def _how(self, key: str | bytes | None, priority: bool) -> How:
         return self._lane(priority), 0 if key is None else self._hash(key)
@@ -101,22 +98,24 @@ class Producer(Handle):
             )
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") or 1
 
-    def _tries(self, obj: Any, status: int, how: How = PLAIN) -> Tries:
+    def _tries(self, obj: Any, status: int, how: How, dropped: list[int]) -> Iterator[tuple[int, Size]]:
         """Tries until ``obj`` is put; before each further try, says what was lacking, and what it will take.
 
-        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Returns whether it
-        was put: not where it is a repeat, or the handle is told to drop what finds no room."""
+        Whoever drives this waits meanwhile: here as a thread, in ``aio.py`` as a task.  Where it is a repeat,
+        or the handle is told to drop what finds no room, ``dropped`` gets the status: it was not put."""
         urgent, key = how
         send, args, count, keep = codec.encode(obj, self._options[0])
         if status == lib.PY_ENCODE:
             status = send(self._c, urgent, *args, key)
         while status:
             if status == lib.SHMQ_REPEAT:
-                return False
+                dropped.append(status)
+                return
             if status in (lib.SHMQ_FULL, lib.SHMQ_ARENA_FULL) and self._options[3] != "block":
                 way = self._make_way(status, urgent)
                 if way == "drop":
-                    return False
+                    dropped.append(status)
+                    return
                 if way == "wait":
                     yield status, count()._replace(urgent=urgent)
             elif status in LACKS or status == lib.SHMQ_NOT_READY:
@@ -125,7 +124,6 @@ class Producer(Handle):
                 self._recover_or_raise(status, count().block_bytes)
             status = send(self._c, urgent, *args, key)
         del keep  # alive until here: the C side reads it
-        return True
 
     def _make_way(self, status: int, urgent: bool) -> Literal["again", "drop", "wait"]:
         """What ``on_full`` says of an object that found no room."""
