@@ -714,8 +714,14 @@ int shmq_try_put_inline(shmq_queue *q, uint16_t codec, const void *meta, uint32_
                         const void *data, uint32_t bytes);
 /* A turn of a put with `key`, 0: none; SHMQ_REPEAT, SHMQ_KEYS_BUSY, or it is ours until the commit, or the end.  No wait
  * and none of a user's code between: others wait. */
-int shmq_key_begin(shmq_queue *q, uint64_t key);
-void shmq_key_end(shmq_queue *q);
+SHMQ_APART int shmq_key_begin_turn(shmq_queue *q, uint64_t key);
+SHMQ_APART void shmq_key_give_up(shmq_queue *q);
+static inline int shmq_key_begin(shmq_queue *q, uint64_t key) {
+    return SHMQ_LIKELY(key == 0) ? SHMQ_OK : shmq_key_begin_turn(q, key);
+}
+static inline void shmq_key_end(shmq_queue *q) {
+    if (SHMQ_UNLIKELY(q->put.key != 0)) shmq_key_give_up(q);
+}
 /* A look without a turn, before a payload is copied: true, and counted, where it would be for nothing. */
 bool shmq_key_known(shmq_queue *q, uint64_t key);
 int shmq_try_loan(shmq_queue *q, uint64_t bytes, shmq_block **block);

@@ -48,8 +48,7 @@ void shmq_commit(shmq_queue *q) {
 
 static void count_repeat(shmq_queue *q) { (void)add_relaxed(&q->control->keys.repeats, 1); /* for people */ }
 
-int shmq_key_begin(shmq_queue *q, uint64_t key) {
-    if (SHMQ_LIKELY(key == 0)) return SHMQ_OK;
+int shmq_key_begin_turn(shmq_queue *q, uint64_t key) {
     if (q->keys.count == 0) return SHMQ_INVALID;
     int status = shmq_keys_try_begin(&q->keys, key);
     if (status == SHMQ_OK) q->put.key = key;
@@ -59,8 +58,7 @@ int shmq_key_begin(shmq_queue *q, uint64_t key) {
     return status;
 }
 
-void shmq_key_end(shmq_queue *q) {
-    if (SHMQ_LIKELY(q->put.key == 0)) return;
+void shmq_key_give_up(shmq_queue *q) {
     q->put.key = 0;
     shmq_keys_give_up(&q->keys);
     (void)shmq_wake(q, &q->control->not_full);

@@ -236,10 +236,8 @@ static int put_inline(shmq_queue *q, uint64_t key, uint16_t codec, const void *m
     for (;;) {
         int status = may_put(q);
         if (status == SHMQ_OK) status = shmq_key_begin(q, key);
-        if (status == SHMQ_OK) {
-            status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
-            shmq_key_end(q);
-        }
+        if (status == SHMQ_OK) status = shmq_try_put_inline(q, codec, meta, meta_bytes, data, bytes);
+        shmq_key_end(q);
         if (status != SHMQ_OK)
             status = wait_after(q, q->put.ring.urgent, status, meta_bytes + bytes, 0, deadline_ns);
         else return SHMQ_OK;
@@ -262,10 +260,8 @@ static int publish_as(shmq_block *b, uint64_t key, uint16_t codec, const void *m
     for (;;) {
         int status = may_put(b->queue);
         if (status == SHMQ_OK) status = shmq_key_begin(b->queue, key);
-        if (status == SHMQ_OK) {
-            status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
-            shmq_key_end(b->queue);
-        }
+        if (status == SHMQ_OK) status = shmq_try_publish(b, codec, meta, meta_bytes, b->bytes);
+        shmq_key_end(b->queue);
         if (status == SHMQ_OK) return SHMQ_OK;
         status = wait_after(b->queue, b->urgent, status, sizeof(uint64_t), 0, deadline_ns);
         if (status != SHMQ_OK) return status;

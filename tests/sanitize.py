@@ -33,11 +33,12 @@ UNIT = [
     "test_wait",
     "test_queue",
     "test_recorder",
-    *("test_pending", "test_keep", "test_lease", "test_urgent"),
+    *("test_pending", "test_keep", "test_lease", "test_urgent", "test_keys"),
     "threads",
     "crowd",
     "audience",
     "lessees",
+    "rivals",
 ]
 KILLS = 100
 MUTATIONS = 10_000
@@ -180,7 +181,7 @@ def tsan(arguments: list[str]) -> int:
     del arguments
     return c_tests(
         "tsan",
-        ["threads", "crowd", "audience", "lessees"],
+        ["threads", "crowd", "audience", "lessees", "rivals"],
         [],
         {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66", **PATIENCE},
     )

@@ -93,7 +93,7 @@ def test_big_pages(workshop: Workshop, program: str, test: str) -> None:
     passes(workshop.program(program, "big_pages"), test)
 
 
-@cases("threads", "crowd", "audience", "lessees")
+@cases("threads", "crowd", "audience", "lessees", "rivals")
 def test_threads(workshop: Workshop, program: str, test: str) -> None:
     """What ``make tsan`` runs under the race detector, at full speed."""
     passes(workshop.program(program, "plain"), test)
@@ -1436,6 +1436,14 @@ BUGS = [
     ),
     bug(
         "one_key_too_few", "keys.c", r"last - number < k->count", "last - number + 1 < k->count", "test_keys"
+    ),
+    bug(
+        "a_place_in_the_window_is_spent_by_a_death",
+        "keys.c",
+        r"^    bool begun = .*;",
+        r"\g<0>\n    if (!begun) (void)add_relaxed(&k->line->count, 1);",
+        "rivals",
+        "rivals_whose_lives_end",
     ),
     bug("a_chain_without_an_end", "keys.c", r"n < k->count && ", "", "test_keys", "garbage_ends"),
     bug(

@@ -124,7 +124,7 @@ def test_headers_point_one_way() -> None:
         assert included <= allowed[path.name], path.name
 
 
-@pytest.mark.parametrize("name", ["spsc.c", "mpmc.c", "topic.c", "arena.c"])
+@pytest.mark.parametrize("name", ["spsc.c", "mpmc.c", "topic.c", "arena.c", "keys.c"])
 def test_the_structures_do_not_wait(name: str, sources: dict[str, str]) -> None:
     text = strip_c(sources[name])
     assert not re.findall(r"eventcount|futex|nanosleep|shmq_now_ns|#include <(?:time|pthread|unistd)", text)
