@@ -36,9 +36,11 @@ from .handle import Handle
 SLICE_S = 0.1
 """Longest wait without a look at the peers, where the death of one of them would not be told."""
 CALM_SLICE_S = 1.0
-"""Where it is."""
+"""Where it is, and no deadline is to be kept."""
+TIMED_S = 1.1 * SLICE_S
+"""Deadlines that are nearer have a timer: a slice's end may be late."""
 SHORT_SLICE_S = 0.001
-"""After one or two of these an armed doorbell is made sure of, which is too expensive for every wait."""
+"""After this an armed doorbell is made sure of, which is too expensive for every wait."""
 
 OK, NOT_READY = lib.SHMQ_OK, lib.SHMQ_NOT_READY
 ARM, AGAIN, SURELY = lib.SHMQ_ARM, lib.SHMQ_ARM_AGAIN, lib.SHMQ_ARM_SURELY
@@ -62,7 +64,6 @@ class Doorbell:
         "_rosters",
         "_settler",
         "_timer",
-        "_turn",
         "_users",
         "loop",
         "number",
@@ -78,7 +79,6 @@ class Doorbell:
         self._gates: set[Gate] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._settler: asyncio.TimerHandle | None = None
-        self._turn = 0
         self._users = 0
         me = weakref.ref(self)
         self._deaths = Deaths(loop, partial(_somebody_died, me))
@@ -141,7 +141,7 @@ class Doorbell:
     def unsure(self, gate: "Gate") -> None:
         """It has just been armed, without a barrier in the other processes: that is made up for, if no ring
         comes soon."""
-        gate.unsure_since = self._turn
+        gate.unsure_since = self.loop.time()
         self._start_settling()
 
     def _start_settling(self) -> None:
@@ -151,10 +151,9 @@ class Doorbell:
     def settle(self) -> None:
         """Each millisecond, while a gate is unsure."""
         self._settler = None
-        self._turn += 1
-        for gate in list(self._gates):
-            since = gate.unsure_since
-            if since is not None and self._turn - since > 1:  # a millisecond at least
+        due = self.loop.time() - SHORT_SLICE_S / 2  # who was armed just now waits for the next time
+        for gate in tuple(self._gates):
+            if gate.unsure_since is not None and gate.unsure_since <= due:
                 gate.look(SURELY)
             if gate.unsure_since is not None:
                 self._start_settling()
@@ -163,7 +162,7 @@ class Doorbell:
         """The loop's: there is a byte to read."""
         with suppress(BlockingIOError):
             os.read(self._fd, 64)  # more: the loop comes again
-        for gate in list(self._gates):
+        for gate in tuple(self._gates):
             gate.look()
             self._start_timer(gate.follow())  # the newcomer's ring may be this one
 
@@ -250,14 +249,23 @@ def _expire(future: "asyncio.Future[None]") -> None:
 class Place:
     """Of a task that waits at a gate."""
 
-    __slots__ = ("future", "need", "timer", "woken")
+    __slots__ = ("deadline", "future", "need", "timer", "woken")
 
-    def __init__(self, future: "asyncio.Future[None]", need: Need) -> None:
+    def __init__(self, future: "asyncio.Future[None]", need: Need, deadline: int) -> None:
         self.future = future
         self.need = need
+        self.deadline = deadline
         self.timer: asyncio.TimerHandle | None = None
         self.woken = False
         """By ``Gate.look``, which took it out of the queue."""
+
+    def expect(self, loop: Loop) -> None:
+        """Its end, by a timer of its own where that comes before a slice's end: most waits are over by then.
+
+        Else it is asked again at the slice's end, which comes sooner than its own."""
+        left_s = max(0, self.deadline - time.monotonic_ns()) / 1e9
+        if left_s <= TIMED_S:
+            self.timer = loop.call_later(left_s, _expire, self.future)
 
 
 class Gate:
@@ -276,8 +284,8 @@ class Gate:
     def forget(self) -> None:
         """Nobody waits: the handle has a new loop."""
         self._waiting: deque[Place] = deque()
-        self.unsure_since: int | None = None
-        """The doorbell's turn in which it was armed; None: sure."""
+        self.unsure_since: float | None = None
+        """When the doorbell was armed, by the loop's clock; None: sure."""
         self._woken = False
 
     def enter(self, need: Need, deadline: int, again: bool) -> "Place":
@@ -287,10 +295,9 @@ class Gate:
         in vain after a wait, and keeps its place."""
         bell = self.waits.bell()
         loop = bell.loop
-        place = Place(loop.create_future(), need)
+        place = Place(loop.create_future(), need, deadline)
         if deadline != sys.maxsize:
-            left_s = max(0, deadline - time.monotonic_ns()) / 1e9
-            place.timer = loop.call_later(left_s, _expire, place.future)
+            place.expect(loop)
         if again:
             self._waiting.appendleft(place)
         else:
@@ -361,7 +368,8 @@ class Gate:
 
     def slice_s(self) -> float:
         """How long tasks may wait here without a look at the peers."""
-        return CALM_SLICE_S if self.waits.watched else SLICE_S
+        untimed = any(p.deadline != sys.maxsize and p.timer is None for p in self._waiting)
+        return CALM_SLICE_S if self.waits.watched and not untimed else SLICE_S
 
     def follow(self) -> float:
         """Learns of peers that have come, and makes sure to hear of their deaths; then as ``slice_s``."""
@@ -372,6 +380,9 @@ class Gate:
         """At the end of a slice: repairs what the dead left, first."""
         if (handle := self.waits.handle()) is not None:
             lib.py_look_now(handle._c)
+            for place in self._waiting:
+                if place.deadline != sys.maxsize and place.timer is None:
+                    place.expect(place.future.get_loop())
             self.look(AGAIN)
 
     def wake_all(self) -> None:

@@ -45,8 +45,9 @@ STREAM = 1
 RESULT, CHUNK, END, ERROR, DIED = range(5)
 """Kinds of replies.  CHUNK: the n-th of a stream.  END: after n chunks.  DIED: of the server before."""
 
-LOOK_NS = 100_000_000
-"""How often one who waits looks at the other side's handles."""
+LOOK_NS = 125_000_000
+"""How often one who waits looks at the other side's handles.  More than a slice (``doorbell.py``): so a wait
+that is over by then takes no timer."""
 DAY_NS = 86_400_000_000_000
 NAME_CHARS = 170
 _SUFFIX = re.compile(r"\d{1,10}-[0-9a-f]{12}")

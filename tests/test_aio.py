@@ -19,6 +19,7 @@ from conftest import SMALL, fill, fill_arena
 
 import shmq
 from shmq import aio
+from shmq.doorbell import SLICE_S
 
 BELLS = Path(f"/dev/shm/shmq-doorbells-{os.geteuid()}")
 Main = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -696,6 +697,22 @@ def test_what_nobody_rang_for_is_found_at_the_end_of_a_slice(aq: aio.Queue, main
             armed[0] = 0
             aq.put_nowait(b"x")  # finds nobody armed
             assert await task == b"x"
+
+    main(talk())
+    aq.close()
+
+
+def test_only_a_deadline_within_a_slice_has_a_timer(aq: aio.Queue, main: Main) -> None:
+    """Most waits are over before: one further away gets it at a slice's end."""
+
+    async def talk() -> None:
+        begun = time.monotonic()
+        async with parked(aq, aq.get(timeout=2.5 * SLICE_S), aq.get(timeout=SLICE_S)) as (far, near):
+            assert [place.timer is None for place in aq._waits.getters._waiting] == [True, False]
+            for task in (near, far):
+                with pytest.raises(shmq.Empty):
+                    await task
+        assert time.monotonic() - begun >= 2.5 * SLICE_S
 
     main(talk())
     aq.close()
