@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os import getpid
 from typing import Any
@@ -177,16 +177,15 @@ class Calls:
             self._pending.pop(call.id, None)
             call.events.clear()
             call.id = self._last_id = self._last_id + 1
-            call.sent = False
             self._pending[call.id] = call
             self.stats.calls += 1
         wire_deadline = 0 if call.deadline == sys.maxsize else call.deadline
         message = [call.id, self._suffix, wire_deadline, STREAM if call.streams else 0, obj]
-        while True:
+        call.sent = requests._put_plain(message)
+        while not call.sent:
             try:
                 yield PUT, requests, message, seconds_until(call.deadline, LOOK_NS)
                 call.sent = True
-                return
             except errors.Full as e:
                 self._look_instead_of_leader()
                 if call.events:
@@ -233,12 +232,11 @@ class Calls:
         try:
             while not call.events:
                 now = time.monotonic_ns()
-                if now >= call.deadline:
-                    return
                 self._look_if_due(now)
+                if call.events or now >= call.deadline:
+                    return
                 try:
-                    until = min(call.deadline, self._next_look)
-                    self._file((yield GET, replies, seconds_until(until, LOOK_NS)))
+                    self._file((yield GET, replies, seconds_until(call.deadline, LOOK_NS)))
                     self._file_more(replies)
                 except errors.Empty:
                     pass
@@ -269,13 +267,13 @@ class Calls:
 
     def _file(self, reply: Any) -> None:
         """To the call that it is for."""
-        if not (isinstance(reply, list) and len(reply) == 4 and type(reply[1]) is int):
+        number, kind, n, payload = reply if type(reply) is list and len(reply) == 4 else [None] * 4
+        if type(number) is not int or type(kind) is not int or type(n) is not int:
             self.stats.late += 1
             return
-        number, kind, n, payload = reply
         with self._lock:
-            call = self._pending.get(number) if type(number) is int else None
-            if call is None or type(n) is not int:
+            call = self._pending.get(number)
+            if call is None:
                 self.stats.late += 1
                 return
             if kind == CHUNK:
@@ -385,7 +383,7 @@ class Calls:
     def call(self, obj: Any, deadline: int, retries: int) -> Steps:
         """One request, one answer."""
         call = Call(0, False, deadline)
-        with self._giving_up(call):
+        try:
             yield from self.send(call, obj)
             while True:
                 kind, payload = yield from self.answer(call)
@@ -397,17 +395,19 @@ class Calls:
                 retries -= 1
                 self._count("server_deaths")
                 yield from self.send(call, obj)
+        except BaseException as e:
+            self.abandon(call, expired=isinstance(e, errors.DeadlineExceeded))
+            raise
 
     def item_now(self, streamed: Streamed) -> list[Any]:
         """As ``item``, of what was read already; the empty list where that is nothing, or another event."""
         events = streamed.call.events
-        with self._lock:
-            return [events.popleft()[1]] if events and events[0][0] == CHUNK else []
+        return [events.popleft()[1]] if events and events[0][0] == CHUNK else []  # nobody else takes them
 
     def item(self, streamed: Streamed) -> Steps:
         """The next one of a stream, as a list of one; the empty list at its end."""
         call = streamed.call
-        with self._giving_up(call):
+        try:
             if call.id == 0:
                 yield from self.send(call, streamed.obj)
             while True:
@@ -422,16 +422,8 @@ class Calls:
                 streamed.retries -= 1
                 self._count("server_deaths")
                 yield from self.send(call, streamed.obj)
-
-    @contextmanager
-    def _giving_up(self, call: Call) -> Iterator[None]:
-        try:
-            yield
-        except errors.DeadlineExceeded:
-            self.abandon(call, expired=True)
-            raise
-        except BaseException:
-            self.abandon(call)
+        except BaseException as e:
+            self.abandon(call, expired=isinstance(e, errors.DeadlineExceeded))
             raise
 
     def failure(self, kind: int, payload: Any) -> Exception:

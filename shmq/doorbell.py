@@ -259,13 +259,14 @@ class Place:
         self.woken = False
         """By ``Gate.look``, which took it out of the queue."""
 
-    def expect(self, loop: Loop) -> None:
-        """Its end, by a timer of its own where that comes before a slice's end: most waits are over by then.
+    def expect(self, loop: Loop) -> bool:
+        """True: its end, by a timer of its own where that comes before a slice's end: most waits are over by then.
 
         Else it is asked again at the slice's end, which comes sooner than its own."""
         left_s = max(0, self.deadline - time.monotonic_ns()) / 1e9
         if left_s <= TIMED_S:
             self.timer = loop.call_later(left_s, _expire, self.future)
+        return self.timer is not None
 
 
 class Gate:
@@ -273,7 +274,7 @@ class Gate:
 
     ``arm``: ``py_arm_get`` or ``py_arm_put``.  OK: another try makes sense; else the doorbell is armed."""
 
-    __slots__ = ("__weakref__", "_arm", "_due", "_waiting", "_woken", "unsure_since", "waits")
+    __slots__ = ("__weakref__", "_arm", "_due", "_has_untimed", "_waiting", "_woken", "unsure_since", "waits")
 
     def __init__(self, waits: "Waits", arm: Callable[..., int]) -> None:
         self.waits = waits
@@ -284,6 +285,8 @@ class Gate:
     def forget(self) -> None:
         """Nobody waits: the handle has a new loop."""
         self._waiting: deque[Place] = deque()
+        self._has_untimed = False
+        """Somebody has a deadline, which is going to have a timer at the end of a slice."""
         self.unsure_since: float | None = None
         """When the doorbell was armed, by the loop's clock; None: sure."""
         self._woken = False
@@ -297,7 +300,7 @@ class Gate:
         loop = bell.loop
         place = Place(loop.create_future(), need, deadline)
         if deadline != sys.maxsize:
-            place.expect(loop)
+            self._has_untimed |= not place.expect(loop)
         if again:
             self._waiting.appendleft(place)
         else:
@@ -368,8 +371,7 @@ class Gate:
 
     def slice_s(self) -> float:
         """How long tasks may wait here without a look at the peers."""
-        untimed = any(p.deadline != sys.maxsize and p.timer is None for p in self._waiting)
-        return CALM_SLICE_S if self.waits.watched and not untimed else SLICE_S
+        return CALM_SLICE_S if self.waits.watched and not self._has_untimed else SLICE_S
 
     def follow(self) -> float:
         """Learns of peers that have come, and makes sure to hear of their deaths; then as ``slice_s``."""
@@ -380,9 +382,10 @@ class Gate:
         """At the end of a slice: repairs what the dead left, first."""
         if (handle := self.waits.handle()) is not None:
             lib.py_look_now(handle._c)
+            self._has_untimed = False
             for place in self._waiting:
                 if place.deadline != sys.maxsize and place.timer is None:
-                    place.expect(place.future.get_loop())
+                    self._has_untimed |= not place.expect(place.future.get_loop())
             self.look(AGAIN)
 
     def wake_all(self) -> None:

@@ -250,11 +250,15 @@ class Jobs:
         return self._cancelled.pop((asked.suffix, asked.id), 0) is None
 
     def is_cancelled(self, job: Job) -> bool:
-        now, asked = time.monotonic_ns(), job._asked
-        if 0 < asked.deadline <= now or job._caller.gone:
+        now, asked, caller = time.monotonic_ns(), job._asked, job._caller
+        if 0 < asked.deadline <= now or caller.gone:
             return True
-        self._read_cancellations()
-        return (asked.suffix, asked.id) in self._cancelled or not self._callers.is_there(job._caller, now)
+        if type(message := self.cancellations._try_take()) is not int:
+            self.note_cancellation(message)
+            self._read_cancellations()
+        if self._cancelled and (asked.suffix, asked.id) in self._cancelled:
+            return True
+        return now >= caller.next_look and not self._callers.is_there(caller, now)
 
     def look_at_clients(self) -> None:
         """What ``next`` does, too."""
@@ -276,14 +280,14 @@ class Jobs:
 
     def try_send(self, job: Job, value: Any) -> bool:
         """``send``, where it need not wait; False: nothing was done."""
-        if not job._is_open or not job._asked.streams or job.cancelled:
+        asked = job._asked
+        if not job._is_open or not asked.streams or self.is_cancelled(job):
             return False
-        try:
-            job._caller.queue.put_nowait([job._asked.id, CHUNK, job._chunks, value])
-        except (errors.Full, errors.Closed, errors.ShutDown):
+        if not job._caller.queue._put_plain([asked.id, CHUNK, job._chunks, value]):
             return False
         job._chunks += 1
-        self._count("chunks")
+        with self._lock:
+            self._stats.chunks += 1
         return True
 
     def send(self, job: Job, value: Any) -> Steps:
@@ -340,7 +344,8 @@ class Jobs:
                 raise errors.Cancelled(f"service {self.name!r}: nobody waits for this answer any more")
             try:
                 if give_up == 0:
-                    caller.queue.put_nowait(reply)
+                    if not caller.queue._put_plain(reply):
+                        caller.queue.put_nowait(reply)
                 else:
                     yield PUT, caller.queue, reply, seconds_until(give_up, LOOK_NS)
                 return

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Literal
 
+import msgspec
+
 from . import codec, errors, stats
 from ._core import lib
 from .clock import deadline_ns, slice_end_ns
@@ -26,6 +28,8 @@ LACKS = {
 How = tuple[bool, int]
 """Whether it is urgent, and the hash of its key, or 0."""
 PLAIN: How = (False, 0)
+
+_encode_plain = msgspec.msgpack.Encoder().encode
 
 
 class Producer(Handle):
@@ -151,6 +155,14 @@ class Producer(Handle):
         if status == lib.SHMQ_FULL:
             errors.raise_status(status, self.name, stats.explain_full(self._c, self.name, size.urgent))
         errors.raise_status(status, self.name, stats.explain_arena_full(self._c, self.name, size.block_bytes))
+
+    def _put_plain(self, obj: Any) -> bool:
+        """One try of a message without arrays.  False: it was not put; ``put`` will find out why."""
+        try:
+            body = _encode_plain(obj)
+        except Exception:
+            return False
+        return not lib.py_put_as(self._c, False, lib.SHMQ_MSGPACK, body, len(body), 0)
 
     def _full_text(self, status: int, urgent: bool) -> str:
         return self._full_texts[1 if status == lib.SHMQ_ARENA_FULL else 2 * urgent]
