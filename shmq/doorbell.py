@@ -39,8 +39,11 @@ CALM_SLICE_S = 1.0
 """Where it is, and no deadline is to be kept."""
 TIMED_S = 1.1 * SLICE_S
 """Deadlines that are nearer have a timer: a slice's end may be late."""
-SHORT_SLICE_S = 0.001
-"""After this an armed doorbell is made sure of, which is too expensive for every wait."""
+SHORT_SLICE_S = 0.005
+"""After this an armed doorbell is made sure of: by a turn of the loop and a barrier, too much for every wait.
+
+What was put while the doorbell was being armed, within the moment that a store takes to be seen (below a
+microsecond), may lie there for so long, unless something else rings."""
 
 OK, NOT_READY = lib.SHMQ_OK, lib.SHMQ_NOT_READY
 ARM, AGAIN, SURELY = lib.SHMQ_ARM, lib.SHMQ_ARM_AGAIN, lib.SHMQ_ARM_SURELY
@@ -149,7 +152,7 @@ class Doorbell:
             self._settler = self.loop.call_later(SHORT_SLICE_S, _settle, weakref.ref(self))
 
     def settle(self) -> None:
-        """Each millisecond, while a gate is unsure."""
+        """At the end of each short slice, while a gate is unsure."""
         self._settler = None
         due = self.loop.time() - SHORT_SLICE_S / 2  # who was armed just now waits for the next time
         for gate in tuple(self._gates):
