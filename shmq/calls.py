@@ -44,7 +44,7 @@ from .queue import Queue
 BUFFERED = 4_096
 """Chunks of a stream that were read for a caller that does not take them; more end the stream."""
 AT_ONCE = 15
-"""Replies that are read behind one that was waited for, if they are there already."""
+"""Replies that are read together, where they are there already."""
 _SETTLED = frozenset({RESULT, END, ERROR, DIED})
 
 
@@ -237,7 +237,6 @@ class Calls:
                     return
                 try:
                     self._file((yield GET, replies, seconds_until(call.deadline, LOOK_NS)))
-                    self._file_more(replies)
                 except errors.Empty:
                     pass
                 except errors.DecodeError:
@@ -245,8 +244,21 @@ class Calls:
         finally:
             self._leading = False
 
+    def _read_now(self) -> None:
+        """What is there already, where nobody leads."""
+        with self._lock:
+            if self._leading or self.closed:
+                return
+            self._leading = True
+        try:
+            self._file_more(self._reply_queue())
+        finally:
+            self._leading = False
+            if self._followers:
+                self._hand_over()
+
     def _file_more(self, replies: Queue) -> bool:
-        """What is there already: a few, since what stays in the queue is what holds the servers up.
+        """A few, since what stays in the queue is what holds the servers up.
 
         False: there is no more, or there was an error, which comes again at the next get."""
         for _ in range(AT_ONCE):
@@ -400,8 +412,10 @@ class Calls:
             raise
 
     def item_now(self, streamed: Streamed) -> list[Any]:
-        """As ``item``, of what was read already; the empty list where that is nothing, or another event."""
+        """As ``item``, of what is there already; the empty list where that is nothing, or another event."""
         events = streamed.call.events
+        if not events and streamed.call.id:
+            self._read_now()
         return [events.popleft()[1]] if events and events[0][0] == CHUNK else []  # nobody else takes them
 
     def item(self, streamed: Streamed) -> Steps:
