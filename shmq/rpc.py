@@ -237,7 +237,7 @@ class Server:
 
     Threads may share a server; processes may not, each opens its own."""
 
-    __slots__ = ("_jobs", "_serving")
+    __slots__ = ("_jobs", "_serving", "_turn")
 
     def __init__(
         self,
@@ -253,6 +253,7 @@ class Server:
         sizes = Sizes(ring_bytes, arena_bytes, max_peers)
         self._jobs = Jobs(name, sizes, arrays, idempotent, patience, Request, Handle.close)
         self._serving: set[threading.Thread] = set()
+        self._turn = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -264,7 +265,14 @@ class Server:
 
         Those that have expired, were cancelled or whose client is gone are passed over.  Raises ``Empty``;
         ``ShutDown`` when the service was shut down and is drained, or this server was stopped; ``Closed``."""
-        request: Request | None = block(self._jobs.next(deadline_ns(timeout)))
+        deadline = deadline_ns(timeout)
+        # Who arrives wakes every thread that waits in the queue, so only one of ours does.
+        mine = self._turn.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        try:
+            request: Request | None = block(self._jobs.next(deadline))
+        finally:
+            if mine:
+                self._turn.release()
         if request is None:
             raise errors.ShutDown(f"service {self.name!r}: this server was stopped")
         return request

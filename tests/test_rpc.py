@@ -672,6 +672,33 @@ def test_no_server_is_left_to_make_room(name: str, client: shmq.Client) -> None:
         client.call("x")
 
 
+def test_one_thread_of_a_server_waits_in_the_queue(
+    name: str, client: shmq.Client, server: shmq.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever puts wakes all that wait there; the others have their turn, or their time is over."""
+    wait, waiting, most = server._jobs.next, [], 0
+
+    def watched(deadline: int) -> Any:
+        nonlocal most
+        waiting.append(deadline)
+        most = max(most, sum(1 for each in waiting if each > time.monotonic_ns()))
+        try:
+            return (yield from wait(deadline))
+        finally:
+            waiting.remove(deadline)
+
+    monkeypatch.setattr(server._jobs, "next", watched)
+    threads = [Background(lambda: server.next(PATIENT_S)) for _ in range(4)]
+    poll(lambda: waiting)
+    with pytest.raises(shmq.Empty):
+        server.next(timeout=0.02)
+    calls = [Background(lambda: client.call("x", PATIENT_S)) for _ in range(4)]
+    for thread in threads:
+        thread.result().reply("y")
+    assert [call.result() for call in calls] == ["y"] * 4
+    assert most == 1
+
+
 def test_closing_a_server_beside_a_thread_at_its_clients(server: shmq.Server) -> None:
     """That one may be about to finish a request: they must not wait for each other."""
     jobs = server._jobs
