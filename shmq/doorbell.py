@@ -263,9 +263,9 @@ class Place:
         """By ``Gate.look``, which took it out of the queue."""
 
     def expect(self, loop: Loop) -> bool:
-        """True: its end, by a timer of its own where that comes before a slice's end: most waits are over by then.
+        """True: it has a timer of its own, since its deadline comes before a slice's end.
 
-        Else it is asked again at the slice's end, which comes sooner than its own."""
+        Else it is asked again at the slice's end: most waits are over by then, and took no timer."""
         left_s = max(0, self.deadline - time.monotonic_ns()) / 1e9
         if left_s <= TIMED_S:
             self.timer = loop.call_later(left_s, _expire, self.future)

@@ -2,8 +2,8 @@
 
 A job is one operation, on one kind of ring, from one cursor, in one mode; each is a process of its own, so
 that a hang or a crash is one job's.  A topic's operations are its own, and so are those with leases, of an
-mpmc queue whose messages are acknowledged, of one with two lanes, and of one that remembers keys.  Two jobs run at a
-time, each on a processor of its own: victim and tracer take turns.
+mpmc queue whose messages are acknowledged, those of one with two lanes, and those of one that remembers
+keys.  Two jobs run at a time, each on a processor of its own: victim and tracer take turns.
 """
 
 import os
