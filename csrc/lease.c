@@ -69,6 +69,7 @@ void shmq_lease_cancel(shmq_queue *q, struct shmq_delivery *d, const struct shmq
 
 int shmq_lease_done(shmq_queue *q, struct shmq_delivery *d, const struct shmq_record *r, uint64_t bytes) {
     uint64_t now = (uint64_t)shmq_now_ns();
+    d->position = r->position;
     if (d->again) {
         shmq_pending_deliver(&q->pending, d, now);
         shmq_count_got(q, bytes);

@@ -161,8 +161,9 @@ typedef struct shmq_message {
 
 /* One delivery of a message that is to be acknowledged. */
 typedef struct shmq_delivery {
-    uint64_t word;  /* its entry's word: names this delivery and no other */
-    uint32_t entry; /* of the pending table */
+    uint64_t word;     /* its entry's word: names this delivery and no other */
+    uint64_t position; /* the message's, the same each time: names it in this segment */
+    uint32_t entry;    /* of the pending table */
     uint32_t
         deliveries; /* 1: the first.  Above max_deliveries: do not work on it again, put it aside and ack */
     uint32_t again; /* this handle took it from the pending table, not from the ring */

@@ -154,10 +154,11 @@ class Acknowledged:
             self._put_aside(delivery, box[0])
 
     def _put_aside(self, delivery: Any, item: Any) -> None:
-        """Into the dead-letter queue.  A death between put and ack: then it is there twice."""
+        """Into the dead-letter queue, by a key: after a death between put and ack it is there all the same, and
+        whoever is next does not put it again."""
         queue = self._queue
         try:
-            put_undecoded(queue.dead_letters(), item)
+            put_undecoded(queue.dead_letters(), item, f"{queue._uuid}:{delivery.position}")
         except (errors.Full, DeadLetterFull) as e:
             lib.shmq_nack(queue._c, delivery, DEAD_RETRY_NS)
             raise DeadLetterFull(
@@ -189,13 +190,11 @@ class Acknowledged:
         return (items,)
 
 
-def put_undecoded(queue: "Queue", item: Any) -> None:
-    """Puts a message as ``py_lease`` delivers it (``_glue.h``), without waiting."""
-    if type(item) is bytes:
-        queue.put_nowait(item)
-        return
-    codec, payload = item[0], item[1]
-    meta = item[2] if len(item) == 3 and codec == lib.SHMQ_TENSOR else b""
-    status = lib.py_put_buffer(queue._c, False, codec, meta, len(meta), id(payload), 0)
-    if status:
+def put_undecoded(queue: "Queue", item: Any, key: str) -> None:
+    """Puts a message as ``py_lease`` delivers it (``_glue.h``), without waiting; a repeat is dropped."""
+    hashed = queue._hash(key) if queue._dedupe else 0
+    codec, payload, *meta = (lib.SHMQ_RAW, item) if type(item) is bytes else item
+    head = meta[0] if meta and codec == lib.SHMQ_TENSOR else b""
+    status = lib.py_put_buffer(queue._c, False, codec, head, len(head), id(payload), hashed)
+    if status not in (lib.SHMQ_OK, lib.SHMQ_REPEAT):
         errors.raise_status(status, queue.name)

@@ -32,6 +32,9 @@ MAX_PEERS = {"spsc": 4095, "mpmc": 4095, "topic": 51}
 DEFAULTS = {"ring_bytes": 1 << 20, "arena_bytes": 32 << 20, "max_peers": 64}
 
 OnFull = Literal["block", "error", "drop_oldest", "drop_newest"]
+MOST_KEYS = 1 << 16
+"""That a queue can remember."""
+
 Options = tuple[bool, Arrays, Any, OnFull]
 """allow_pickle, arrays, type, on_full: see ``Queue``."""
 
@@ -283,7 +286,7 @@ def make_params(
         ("history", history, 0, 1 << 23),
         ("max_unacked", max_unacked, 0, 1 << 20),
         ("max_deliveries", max_deliveries, 0, 1 << 31),
-        ("dedupe", 1 if dedupe is None else dedupe, 1, 1 << 16),
+        ("dedupe", 1 if dedupe is None else dedupe, 1, MOST_KEYS),
     ]
     for label, value, low, high in limits:
         if isinstance(value, bool) or not hasattr(value, "__index__"):

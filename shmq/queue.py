@@ -8,7 +8,7 @@ from ._core import lib
 from .clock import deadline_ns, slice_end_ns
 from .consumer import NOTHING_NOW, Consumer
 from .delivery import Message
-from .handle import DEFAULTS, OnFull, Options, check_options, make_params
+from .handle import DEFAULTS, MOST_KEYS, OnFull, Options, check_options, make_params
 from .producer import Producer
 from .segment import Identity
 from .tensor import Arrays
@@ -276,6 +276,7 @@ class Queue(Producer, Consumer):
                 ring_bytes=found.ring_bytes,
                 arena_bytes=found.arena_bytes,
                 inline_bytes=found.inline_bytes,
+                dedupe=min(2 * found.max_unacked, MOST_KEYS),
             )
         return taker.dead
 

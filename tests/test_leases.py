@@ -434,6 +434,38 @@ def test_poison_goes_to_the_dead_letters(make: Make, name: str, q: shmq.Queue) -
     assert q.dead_letters().qsize() == 1
 
 
+@pytest.mark.parametrize("sent", [b"raw", ["text"], np.arange(5000)], ids=["bytes", "msgpack", "array"])
+@pytest.mark.parametrize("dies", ["before the put", "before the ack"])
+def test_a_death_while_a_message_is_put_aside(
+    q: shmq.Queue, name: str, script: Start, sent: Any, dies: str
+) -> None:
+    """It is put aside once, by whoever comes next."""
+    q.put(sent)
+    for _ in range(3):
+        q.lease().nack()
+    dead = script(
+        PRELUDE
+        + f"""
+from shmq import delivery
+class Lib:
+    def __getattr__(self, name): return getattr(lib, name)
+    def shmq_ack(self, *_): os.kill(os.getpid(), signal.SIGKILL)
+lib = delivery.lib
+if {dies == "before the put"}: delivery.put_undecoded = Lib().shmq_ack
+else: delivery.lib = Lib()
+shmq.Queue(sys.argv[1]).lease(block=False)
+""",
+        name,
+    )
+    assert dead.finish()[0] == -signal.SIGKILL
+    assert q.dead_letters().qsize() == (dies == "before the ack")
+    poll(lambda: q.reap() or q.stats().waiting_again == 1)
+    with pytest.raises(shmq.Empty):
+        q.lease(block=False)
+    assert (q.stats().unacked, q.stats().waiting_again, q.dead_letters().qsize()) == (0, 0, 1)
+    np.testing.assert_equal(q.dead_letters().get(block=False), sent)
+
+
 def test_no_limit_of_deliveries(make: Make) -> None:
     q = make(delivery="at_least_once", max_deliveries=0)
     q.put(1)
