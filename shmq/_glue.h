@@ -628,6 +628,10 @@ static int py_drop_from(shmq_queue *q, int urgent) {
     shmq_block *b = NULL;
     int status = shmq_get_begin(q);
     if (status == SHMQ_OK) status = shmq_lanes_try_peek_in(&q->ring, &q->get.ring, (uint32_t)urgent, &r);
+    if (q->get.ring.mpmc.tombs != 0) { /* room that no message left behind, as in shmq_try_next */
+        q->get.ring.mpmc.tombs = 0;
+        (void)shmq_wake(q, &q->control->not_full);
+    }
     if (status != SHMQ_OK) return status;
     if ((r.flags & SHMQ_RECORD_BLOCK) != 0) status = shmq_try_lease(q, &r, NULL, &b, &h);
     if (status != SHMQ_OK) {
