@@ -222,8 +222,8 @@ def say(report: Answer) -> None:
         f"new tokens after {r['new_token_ms']:.0f} ms, when the old ones had been computed again"
     )
     print(
-        f"one token through three processes, beside the model's time: p50 {r['overhead_us_p50']:.0f} us, "
-        f"p99 {r['overhead_us_p99']:.0f} us"
+        f"one token through three processes, without the worker's step ({STEP_S * 1e3:g} ms and the model): "
+        f"p50 {r['overhead_us_p50']:.0f} us, p99 {r['overhead_us_p99']:.0f} us"
     )
     verdict = f"{len(r['wrong'])} answers are WRONG" if r["wrong"] else "every answer is whole and right"
     print(f"{verdict}; the first starts {r['sample']!r}")
