@@ -14,7 +14,7 @@
  * -flto lets the compiler see a put as one function.
  *
  * Results.  Every function returns an enum shmq_status; results go through the last pointers.
- * SHMQ_OK is 0.  SHMQ_FULL, SHMQ_ARENA_FULL and SHMQ_EMPTY are answers, not errors.
+ * SHMQ_OK is 0.  SHMQ_FULL, SHMQ_ARENA_FULL, SHMQ_EMPTY and SHMQ_REPEAT are answers, not errors.
  *
  * Deadlines.  `deadline_ns` is an absolute CLOCK_MONOTONIC time (see shmq_deadline): retries never
  * stretch it.  SHMQ_NO_WAIT tries once, SHMQ_FOREVER has no end.  A call that a signal interrupted
@@ -298,10 +298,10 @@ void shmq_free(shmq_queue *queue);
 
 /* Copies a payload in and publishes it: one copy.  Longer than inline_bytes: into a block. */
 int shmq_put(shmq_queue *queue, const void *data, uint64_t bytes, int64_t deadline_ns);
-/* The same unless `key` is one of the last shmq_params.keys different ones: then SHMQ_REPEAT, and nothing is put.  So a
- * put whose outcome is not known, because its process died, is made again by whoever comes next, and the message is
- * there once.  `key` is a hash of what names the message, by the caller, of 64 good bits: two messages whose keys collide
- * are one.  0 counts as 1.  What was put and then discarded by a consumer, or lost with one, was put. */
+/* The same, on a queue with shmq_params.keys = N, unless `key` is one of the last N that were put: then SHMQ_REPEAT, and
+ * nothing is put.  So a put whose outcome is not known, because its process died, is made again by whoever comes next,
+ * and the message is there once.  `key` is a hash of what names the message, 64 good bits of the caller's: two messages
+ * whose keys collide are one.  0 counts as 1.  A message that a consumer took, and lost, was put. */
 int shmq_put_keyed(shmq_queue *queue, const void *data, uint64_t bytes, uint64_t key, int64_t deadline_ns);
 /* shmq_put for one dense array. */
 int shmq_put_tensor(shmq_queue *queue, const void *data, uint64_t bytes, const shmq_tensor *tensor,
