@@ -154,8 +154,8 @@ class Acknowledged:
             self._put_aside(delivery, box[0])
 
     def _put_aside(self, delivery: Any, item: Any) -> None:
-        """Into the dead-letter queue, by a key: after a death between put and ack it is there all the same, and
-        whoever is next does not put it again."""
+        """Into the dead-letter queue, by a key: who dies between put and ack has put it, and whoever is next
+        does not put it again."""
         queue = self._queue
         try:
             put_undecoded(queue.dead_letters(), item, f"{queue._uuid}:{delivery.position}")
