@@ -221,7 +221,7 @@ def test_an_event_s_bytes(make: Make) -> None:
     q.put(b"y")
     path = Path("/dev/shm") / f"shmq.{q.name}"
     with path.open("rb") as file:
-        entry = os.pread(file.fileno(), 1024, 4096 + 1024)
+        entry = os.pread(file.fileno(), 1024, 4096 + 9 * 128)
     next_when, run = struct.unpack_from("<QQ", entry, 384)
     assert (next_when & 0xFFFF, run in (0, 1, 3, 7)) == (4, True)  # attach, role, put, put
     events = [struct.unpack_from("<QQ", entry, 400 + 16 * i) for i in range(4)]
