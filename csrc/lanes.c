@@ -12,6 +12,8 @@
  *      taken one there.  So with an urgent lane that never runs dry each consumer still takes one bulk message in
  *      SHMQ_URGENT_RUN + 1: neither lane starves.  The count is the consumer's own memory: with it dies only a turn.
  *
+ *   4. What is delivered again (pending.c) comes before both, urgent ones first: it is older than what is in a lane.
+ *
  * FIFO holds in each lane as in mpmc.c, and not between them.  A look that finds both lanes empty is two looks: a
  * message that comes into the first meanwhile is found by the next look, or its wake-up (W1 -> S1) leads to one.
  */

@@ -7,7 +7,7 @@
  *   0                  +---------------------------+
  *                      | header          4 KiB     |  written once by the creator, magic LAST
  *   SHMQ_CONTROL_AT    +---------------------------+
- *                      | control         8 x 128 B |  one line per writer, see shmq_control
+ *                      | control         9 x 128 B |  one line per writer, see shmq_control
  *   peers_at           +---------------------------+
  *                      | peer table                |  peers x 1 KiB, slot i belongs to peer i
  *   ring_at            +---------------------------+  (page aligned)

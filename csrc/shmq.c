@@ -144,7 +144,7 @@ int shmq_wait_get(shmq_queue *q, uint64_t cursor, int64_t deadline_ns) {
 
 /* The ring, the table, the tasks: a message goes that way, and is seen in the next before it leaves the one.  A peer
  * that died took its tasks with it. */
-static bool all_done(const shmq_queue *q) {
+static bool nothing_to_do(const shmq_queue *q) {
     uint64_t unacked, waiting;
     if (!shmq_ring_untouched(&q->ring)) return false;
     shmq_pending_count(&q->pending, &unacked, &waiting);
@@ -155,6 +155,18 @@ static bool all_done(const shmq_queue *q) {
         if (lives && load_acquire(&peer->unfinished) != 0) return false;
     }
     return true;
+}
+
+static uint64_t tails(const shmq_queue *q) {
+    return load_acquire(&q->control->tail.cursor) + load_acquire(&q->control->urgent_tail.cursor);
+}
+
+/* A message that is put behind the scan, by one who acks his only then, has moved a tail before it was there. */
+static bool all_done(const shmq_queue *q) {
+    uint64_t before = tails(q);
+    if (!nothing_to_do(q)) return false;
+    full_fence(); /* what was looked at, then the tails: whoever acked behind a put is seen with that put */
+    return tails(q) == before;
 }
 
 static bool done_ready(void *context) {

@@ -13,6 +13,7 @@ Cancelling a task that waits for an answer cancels its request; the server's han
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from inspect import isasyncgen, isawaitable, isgenerator
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -302,8 +303,12 @@ class Server:
         mine: set[asyncio.Task[None]] = set()
         failed: list[BaseException] = []
 
-        def done(task: "asyncio.Task[None]") -> None:
+        def done(request: Request, task: "asyncio.Task[None]") -> None:
             mine.discard(task)
+            if (found := self._tasks.get(request.key)) is not None and found[1] is task:
+                del self._tasks[request.key]
+            if not request.answered:  # cancelled before its first step
+                (self._jobs.drop if request.cancelled else self._jobs.give_back)(request)
             room.release()
             if not task.cancelled() and (error := task.exception()) is not None:
                 failed.append(error)
@@ -319,7 +324,7 @@ class Server:
                 task = asyncio.create_task(self._answer(request, handler))
                 self._tasks[request.key] = request, task
                 mine.add(task)
-                task.add_done_callback(done)
+                task.add_done_callback(partial(done, request))
                 del request, task
             while mine:
                 await asyncio.wait(mine)
@@ -360,7 +365,6 @@ class Server:
             if not isinstance(e, Exception):
                 raise
         finally:
-            del self._tasks[request.key]
             if isasyncgen(result):
                 await result.aclose()
 

@@ -218,18 +218,19 @@ class Calls:
                     raise self._expired("no answer within the time given")
         finally:
             if waiting:
-                self._followers.pop(call.id, None)
+                with self._lock:
+                    self._followers.pop(call.id, None)
             if self._followers:
                 self._hand_over()
 
     def _lead(self, call: Call) -> Steps:
         """Reads for all, until there is something for ``call`` or its time is over."""
-        replies = self._reply_queue()
-        # A look is due where nothing has come for a while: what comes shows that somebody is alive.
-        now = time.monotonic_ns()
-        if self._next_look <= now:
-            self._next_look = now + LOOK_NS
         try:
+            replies = self._reply_queue()
+            # A look is due where nothing has come for a while: what comes shows that somebody is alive.
+            now = time.monotonic_ns()
+            if self._next_look <= now:
+                self._next_look = now + LOOK_NS
             while not call.events:
                 now = time.monotonic_ns()
                 self._look_if_due(now)
@@ -242,7 +243,8 @@ class Calls:
                 except errors.DecodeError:
                     self.stats.late += 1  # not a server's
         finally:
-            self._leading = False
+            with self._lock:
+                self._leading = False
 
     def _read_now(self) -> None:
         """What is there already, where nobody leads."""
@@ -253,7 +255,8 @@ class Calls:
         try:
             self._file_more(self._reply_queue())
         finally:
-            self._leading = False
+            with self._lock:  # behind whoever has just seen that we lead, and is about to follow
+                self._leading = False
             if self._followers:
                 self._hand_over()
 
@@ -415,7 +418,11 @@ class Calls:
         """As ``item``, of what is there already; the empty list where that is nothing, or another event."""
         events = streamed.call.events
         if not events and streamed.call.id:
-            self._read_now()
+            try:
+                self._read_now()
+            except BaseException:
+                self.abandon(streamed.call)
+                raise
         return [events.popleft()[1]] if events and events[0][0] == CHUNK else []  # nobody else takes them
 
     def item(self, streamed: Streamed) -> Steps:

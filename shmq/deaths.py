@@ -7,6 +7,7 @@ watched (a kernel before 5.3, another PID namespace, no descriptor left) is look
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -17,7 +18,7 @@ Process = tuple[int, int]
 class Deaths:
     """The processes that a loop hears of.  The loop's thread."""
 
-    __slots__ = ("_dead", "_fds", "_loop", "_ourselves", "_tell")
+    __slots__ = ("_dead", "_fds", "_loop", "_most", "_ourselves", "_refused", "_tell")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
         self._loop = loop
@@ -27,6 +28,9 @@ class Deaths:
             _start_ticks(os.getpid()),
         )  # in another container somebody has our pid
         self._fds: dict[Process, int] = {}
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._refused: set[Process] = set()
+        """Cannot be watched; asked again at the end of a slice."""
         self._dead: set[Process] = set()
         """Told of already; their entries may still be there."""
 
@@ -34,11 +38,19 @@ class Deaths:
         """True if its death is going to be told."""
         if process in self._fds or process == self._ourselves:  # whose end nobody here hears
             return True
-        if process in self._dead or (fd := _open(process)) is None:
+        if process in self._dead or process in self._refused:
+            return False
+        fd = _open(process) if len(self._fds) < self._most else None
+        if fd is None:
+            self._refused.add(process)
             return False
         self._fds[process] = fd
         self._loop.add_reader(fd, self._ended, process)
         return True
+
+    def ask_again(self) -> None:
+        """Whom could not be watched."""
+        self._refused.clear()
 
     def forget_all_but(self, processes: Iterable[Process]) -> None:
         """The others have left our queues."""
@@ -46,6 +58,7 @@ class Deaths:
             return  # a forked child, whose loop is its parent's: it polls with the same descriptor
         keep = set(processes)
         self._dead &= keep
+        self._refused &= keep
         for process in self._fds.keys() - keep:
             self._close(process)
 
@@ -58,8 +71,10 @@ class Deaths:
         fd = self._fds.pop(process)
         if not self._loop.is_closed():
             self._loop.remove_reader(fd)
-        with suppress(OSError):  # after a closerange()
-            os.close(fd)
+        # After a closerange() it is closed, or another file's by now.
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]":
+                os.close(fd)
 
     def close(self) -> None:
         """Hears of none any more."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from . import errors
 from ._core import ffi, lib
 from .errors import DeadLetterFull
+from .producer import LACKS
 
 if TYPE_CHECKING:
     from .queue import Queue
@@ -163,7 +164,7 @@ class Acknowledged:
             lib.shmq_nack(queue._c, delivery, DEAD_RETRY_NS)
             raise DeadLetterFull(
                 f"queue {queue.name!r}: a message was delivered {delivery.deliveries - 1} times, never "
-                f"acknowledged, and finds no room in the dead-letter queue; empty that ({e})"
+                f"acknowledged, and does not get into the dead-letter queue; it comes again: {e}"
             ) from None
         except BaseException:
             lib.shmq_nack(queue._c, delivery, DEAD_RETRY_NS)
@@ -195,6 +196,10 @@ def put_undecoded(queue: "Queue", item: Any, key: str) -> None:
     hashed = queue._hash(key) if queue._dedupe else 0
     codec, payload, *meta = (lib.SHMQ_RAW, item) if type(item) is bytes else item
     head = meta[0] if meta and codec == lib.SHMQ_TENSOR else b""
-    status = lib.py_put_buffer(queue._c, False, codec, head, len(head), id(payload), hashed)
+    arguments = queue._c, False, codec, head, len(head), id(payload), hashed
+    status = lib.py_put_buffer(*arguments)
+    # Nobody waits there who would repair what the dead left in the way.
+    if status in LACKS and lib.py_look_around(queue._c):
+        status = lib.py_put_buffer(*arguments)
     if status not in (lib.SHMQ_OK, lib.SHMQ_REPEAT):
         errors.raise_status(status, queue.name)

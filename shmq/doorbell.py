@@ -85,8 +85,8 @@ class Doorbell:
         self._users = 0
         me = weakref.ref(self)
         self._deaths = Deaths(loop, partial(_somebody_died, me))
-        self._rosters: dict[int, frozenset[Process]] = {}
-        """Of each handle, by the id of its ``Waits``."""
+        self._rosters: weakref.WeakKeyDictionary[Waits, frozenset[Process]] = weakref.WeakKeyDictionary()
+        """Of each handle."""
         self._finalizer = weakref.finalize(self, _end, loop, self.number, self._fd, self.pid, self._deaths)
         loop.add_reader(self._fd, _rung, me)
 
@@ -112,14 +112,14 @@ class Doorbell:
 
     def follow(self, waits: "Waits", roster: frozenset[Process]) -> bool:
         """These are the peers of a handle.  True if the deaths of all of them are going to be told."""
-        self._rosters[id(waits)] = roster
+        self._rosters[waits] = roster
         self._deaths.forget_all_but(frozenset().union(*self._rosters.values()))
         told = [self._deaths.watch(process) for process in roster]
         return all(told)
 
     def unfollow(self, waits: "Waits") -> None:
         """The handle is another loop's, or closed."""
-        if self._rosters.pop(id(waits), None) is not None:
+        if self._rosters.pop(waits, None) is not None:
             self._deaths.forget_all_but(frozenset().union(*self._rosters.values()))
 
     def _start_timer(self, slice_s: float) -> None:
@@ -176,12 +176,13 @@ class Doorbell:
 
     def somebody_died(self) -> None:
         """A peer; that is told once.  Until it is repaired, by whomever, slices are short again."""
-        for gate in self._gates:
-            gate.waits.watched = False
+        for waits in tuple(self._rosters):  # also those where nobody waits now
+            waits.watched = False
         self.look_around()
 
     def look_around(self) -> None:
         """Who has died is repaired."""
+        self._deaths.ask_again()
         for gate in tuple(self._gates):
             gate.look_around()
             self._start_timer(gate.follow())
@@ -288,6 +289,9 @@ class Gate:
     def forget(self) -> None:
         """Nobody waits: the handle has a new loop."""
         self._waiting: deque[Place] = deque()
+        if self._due is not None:
+            self._due.cancel()  # the loop before's
+        self._due = None
         self._has_untimed = False
         """Somebody has a deadline, which is going to have a timer at the end of a slice."""
         self.unsure_since: float | None = None
@@ -325,9 +329,12 @@ class Gate:
 
     def leave(self) -> None:
         """A task is done here, or was cancelled: whoever waits behind it may go on now."""
+        bell = self.waits.bound
         if self._waiting:
             self.look()
-        elif (bell := self.waits.bound) is not None:
+            if bell is not None:
+                bell._start_timer(self.follow())
+        elif bell is not None:
             bell.discard(self)
 
     def look(self, how: int = ARM) -> None:
@@ -407,7 +414,7 @@ def _is_due(gate: "weakref.ref[Gate]") -> None:
 class Waits:
     """What the tasks of one event loop wait for on one handle."""
 
-    __slots__ = ("_joined", "bound", "getters", "handle", "putters", "watched")
+    __slots__ = ("__weakref__", "_joined", "bound", "getters", "handle", "putters", "watched")
 
     def __init__(self, handle: Handle) -> None:
         self.handle = weakref.ref(handle)

@@ -25,6 +25,9 @@ LACKS = {
 }
 """What a put waits for, by the status of its try."""
 
+TURN_NS = 10_000_000
+"""So long a put with a key waits for its turn, also one that does not wait for room."""
+
 How = tuple[bool, int]
 """Whether it is urgent, and the hash of its key, or 0."""
 PLAIN: How = (False, 0)
@@ -54,7 +57,8 @@ class Producer(Handle):
         in C order.
 
         ``priority=True``, on a queue that was created with it: consumers take ``obj`` before whatever was put
-        without.  After 16 of these in a row a consumer takes one of the others, if one waits.
+        without, but for what is delivered again.  After 16 of these in a row a consumer takes one of the
+        others, if one waits.
 
         ``key``, on a queue with ``dedupe=N``: drops ``obj`` if its key is among the last N that were put, by
         whichever process, dead or alive.  So a put whose outcome is not known, because its process died, is
@@ -137,8 +141,11 @@ class Producer(Handle):
         """Waits until a put that failed with ``status`` may succeed; raises once the deadline is over."""
         if status == lib.SHMQ_NOT_READY:
             return self._recover_or_raise(status, 0)
-        if time.monotonic_ns() >= deadline:
+        now = time.monotonic_ns()
+        if now >= deadline:
             if lib.py_look_around(self._c):
+                return None
+            if status == lib.SHMQ_KEYS_BUSY and self._await_turn(size, now + TURN_NS):
                 return None
             self._raise_full(status, size, waited=deadline > 0)
         c = self._c
@@ -146,6 +153,11 @@ class Producer(Handle):
         needed = size.block_bytes if pages else size.record_bytes(self._inline_bytes)
         lib.py_wait_put(c, size.urgent, LACKS[status], needed, slice_end_ns(deadline))
         return None
+
+    def _await_turn(self, size: Size, deadline: int) -> bool:
+        """A turn lasts less than a microsecond, unless its holder has lost the processor, or was stopped."""
+        status = lib.py_wait_put(self._c, size.urgent, lib.SHMQ_LACKS_TURN, 0, deadline)
+        return bool(status == lib.SHMQ_OK)
 
     def _raise_full(self, status: int, size: Size, waited: bool) -> None:
         if status == lib.SHMQ_KEYS_BUSY:

@@ -252,7 +252,7 @@ class Server:
     ) -> None:
         sizes = Sizes(ring_bytes, arena_bytes, max_peers)
         self._jobs = Jobs(name, sizes, arrays, idempotent, patience, Request, Handle.close)
-        self._serving: set[threading.Thread] = set()
+        self._serving: dict[threading.Thread, threading.Event] = {}
         self._turn = threading.Lock()
 
     @property
@@ -297,7 +297,8 @@ class Server:
         failed: list[BaseException] = []
 
         def work() -> None:
-            self._serving.add(threading.current_thread())
+            me, done = threading.current_thread(), threading.Event()
+            self._serving[me] = done
             try:
                 for request in self:
                     answer(request, handler)
@@ -306,7 +307,8 @@ class Server:
                 self.stop()
                 failed.append(e)
             finally:
-                self._serving.discard(threading.current_thread())
+                self._serving.pop(me, None)
+                done.set()
 
         others = [threading.Thread(target=work, name=f"{self.name}-{i}") for i in range(1, threads)]
         for thread in others:
@@ -334,9 +336,10 @@ class Server:
     def close(self) -> None:
         """Stops, waits for ``serve``, then gives back what is not answered, for another server."""
         self.stop()
-        for thread in list(self._serving):
-            if thread is not threading.current_thread():
-                thread.join()
+        if (mine := self._serving.pop(threading.current_thread(), None)) is not None:
+            mine.set()  # a handler of ours: another one that closes does not wait for it
+        for done in list(self._serving.values()):
+            done.wait()
         self._jobs.close()
 
     def unlink(self) -> None:

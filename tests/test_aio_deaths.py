@@ -274,6 +274,80 @@ m.nack(0.1)
     run(main())
 
 
+def test_a_death_that_was_told_while_nobody_waited(q: aio.Queue, script: Start) -> None:
+    """Whoever waits next looks soon."""
+
+    async def main() -> None:
+        waiting = await parked(q)
+        holder = script(HOLD, q.name)
+        while len(q.peers()) < 2 or not q._waits.watched:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await q.put(b"x")
+        await asyncio.to_thread(holder.line)
+        kill(holder)
+        while q._waits.watched:
+            await asyncio.sleep(0.001)
+        waiting = await parked(q)
+        assert q._waits.getters.slice_s() == doorbell.SLICE_S
+        (await waiting).ack()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("no_slices")
+def test_a_second_loop_has_timers_of_its_own(q: aio.Queue) -> None:
+    async def first() -> None:
+        await q.put(b"x")
+        (await q.lease()).nack(0.1)
+        (await parked(q)).cancel()
+
+    async def second() -> None:
+        for _ in range(2):
+            message = await q.lease()
+            message.nack(0.05)
+        (await q.lease()).ack()
+
+    run(first())
+    run(second())
+
+
+def test_a_file_that_got_a_pidfds_number_is_left_alone(tmp_path: Any, script: Start) -> None:
+    async def main() -> None:
+        them = deaths.Deaths(asyncio.get_running_loop(), lambda: None)
+        child = script("import time; time.sleep(60)")
+        pid = child.process.pid
+        assert them.watch((pid, deaths._start_ticks(pid) or 0))
+        [fd] = them._fds.values()
+        asyncio.get_running_loop().remove_reader(fd)
+        other = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+        os.dup2(other, fd)
+        them.close()
+        os.write(fd, b"still open")
+        os.close(fd)
+        os.close(other)
+
+    run(main())
+
+
+def test_whom_we_cannot_watch_is_asked_for_once_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[deaths.Process] = []
+    monkeypatch.setattr(deaths, "_open", asked.append)
+
+    async def main() -> None:
+        them = deaths.Deaths(asyncio.get_running_loop(), lambda: None)
+        for _ in range(3):
+            assert not them.watch((1, 2))
+        them.ask_again()
+        assert not them.watch((1, 2))
+        them._most = 0
+        assert not them.watch((3, 4))
+        assert asked == [(1, 2), (1, 2)]
+
+    run(main())
+
+
 def test_somebody_else_with_our_pid() -> None:
     """In another container, which shares /dev/shm with ours."""
 

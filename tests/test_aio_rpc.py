@@ -16,6 +16,8 @@ from test_rpc import PATIENT_S, REPLY_SIZES, SIZES
 
 import shmq
 from shmq import aio
+from shmq.calls import Call
+from shmq.rpc import block
 
 Main = Callable[[Coroutine[Any, Any, Any]], Any]
 Start = Callable[..., Script]
@@ -513,5 +515,33 @@ def test_arguments(main: Main, name: str) -> None:
                 pickle.dumps(server)
             with pytest.raises(AttributeError):
                 _ = aio.Nonsense  # type: ignore[attr-defined]
+
+    main(run())
+
+
+def test_a_request_that_is_cancelled_before_its_task_has_begun(main: Main, name: str) -> None:
+    """It is in nobody's hands afterwards."""
+
+    async def run() -> None:
+        async with aio.Server(name, **SIZES) as server:
+            with shmq.Client(name) as client:
+                calls = [Call(0, False, 1 << 62) for _ in range(10)]
+                for call in calls:
+                    block(client._calls.send(call, "x"))
+                admit = server._jobs._admit
+                mine = iter(calls)
+
+                def cancelled(message: Any) -> Any:
+                    found = admit(message)
+                    client._calls.abandon(next(mine))
+                    return found
+
+                server._jobs._admit = cancelled  # type: ignore[method-assign]
+                serving = asyncio.create_task(server.serve(lambda value: value, concurrency=64))
+                while server._jobs.requests.stats().unacked or server._jobs.requests.qsize():
+                    await asyncio.sleep(0.001)
+                assert not server._tasks
+                server.stop()
+                await serving
 
     main(run())

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -516,6 +517,63 @@ def test_join_waits_for_the_last_ack(q: shmq.Queue) -> None:
         assert not joined.is_set()
     thread.join(timeout=30)
     assert joined.is_set()
+
+
+@pytest.mark.parametrize("priority", [False, True])
+def test_join_sees_what_is_put_before_an_ack(make: Make, priority: bool) -> None:
+    """A chain: each message puts its successor, in turns in both lanes, and is acknowledged only then."""
+    q = make(delivery="at_least_once", priority=priority, ring_bytes=1 << 13)
+    joined: list[int] = []
+
+    def join() -> None:
+        q.join(60)
+        joined.append(time.monotonic_ns())
+
+    for _ in range(3):
+        q.put(0)
+        joiner = threading.Thread(target=join)
+        joiner.start()
+        end = time.monotonic_ns() + 200_000_000
+        while time.monotonic_ns() < end:
+            with q.lease() as message:
+                q.put(message.value + 1, priority=priority and message.value % 2 == 0)
+        with q.lease():
+            last = time.monotonic_ns()
+        joiner.join()
+        assert joined.pop() > last
+
+
+def test_a_death_in_the_way_of_dead_letters_is_repaired(make: Make, name: str, script: Start) -> None:
+    """Nobody waits on the dead-letter queue, and all have it open."""
+    q = make(delivery="at_least_once", max_deliveries=1)
+    dead = q.dead_letters()
+    holder = script(
+        PRELUDE
+        + """
+q = shmq.Queue(sys.argv[1] + ".dead")
+[me] = [peer.index for peer in q.peers() if peer.pid == os.getpid()]
+turn = np.memmap(f"/dev/shm/shmq.{q.name}", "u8", "r+", 4096 + 8 * 128, (1,))
+turn[0] = 1 | me << 3  # it is putting with a key
+print(1, flush=True)
+time.sleep(60)
+""",
+        name,
+    )
+    holder.line()
+    q.put(b"x")
+    q.lease().nack()
+    with pytest.raises(shmq.DeadLetterFull, match="comes again"):
+        q.lease(timeout=5)
+    holder.process.kill()
+    holder.process.wait()
+
+    def is_put_aside() -> bool:
+        with suppress(shmq.Empty, shmq.DeadLetterFull):
+            q.lease(timeout=0.2)
+        return dead.qsize() == 1
+
+    poll(is_put_aside)
+    dead.unlink()
 
 
 def test_join_waits_for_the_last_task(q: shmq.Queue, make: Make, name: str, script: Start) -> None:

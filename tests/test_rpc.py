@@ -6,6 +6,8 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -765,3 +767,31 @@ def test_arguments(name: str) -> None:
         assert "closed" in repr(server)
         assert name in repr(client)
         client.unlink()
+
+
+def test_close_waits_for_serve_and_not_for_its_thread(name: str) -> None:
+    """A pool's thread lives on."""
+    server = shmq.Server(name, **SIZES)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(server.serve, lambda value: value)
+        with shmq.Client(name) as client:
+            assert client.call(7, PATIENT_S) == 7
+        server.close()
+        served.result(PATIENT_S)
+    server.unlink()
+
+
+def test_a_handler_may_close_its_server(name: str) -> None:
+    server = shmq.Server(name, **SIZES)
+
+    def handler(value: int) -> int:
+        server.close()
+        return value
+
+    serving = threading.Thread(target=server.serve, args=(handler,), kwargs={"threads": 2}, daemon=True)
+    serving.start()
+    with shmq.Client(name) as client, suppress(shmq.ShmqError):
+        client.call(7, 5.0)
+    serving.join(PATIENT_S)
+    assert not serving.is_alive()
+    server.unlink()
