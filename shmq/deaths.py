@@ -8,6 +8,7 @@ watched (a kernel before 5.3, another PID namespace, no descriptor left) is look
 import asyncio
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -23,12 +24,11 @@ class Deaths:
     def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
         self._loop = loop
         self._tell = tell
-        self._ourselves = (
-            os.getpid(),
-            _start_ticks(os.getpid()),
-        )  # in another container somebody has our pid
+        pid = os.getpid()
+        self._ourselves = pid, _start_ticks(pid)  # in another container somebody has our pid
         self._fds: dict[Process, int] = {}
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = sys.maxsize if limit == resource.RLIM_INFINITY else limit // 4
         self._refused: set[Process] = set()
         """Cannot be watched; asked again at the end of a slice."""
         self._dead: set[Process] = set()
@@ -49,7 +49,7 @@ class Deaths:
         return True
 
     def ask_again(self) -> None:
-        """Whom could not be watched."""
+        """Who could not be watched before may be the next time."""
         self._refused.clear()
 
     def forget_all_but(self, processes: Iterable[Process]) -> None:

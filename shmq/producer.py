@@ -65,8 +65,9 @@ class Producer(Handle):
         made again by whoever comes next, and the message is there once.  A str is its UTF-8 bytes.
 
         Returns whether it was put: False where it was a repeat, or ``on_full="drop_newest"`` dropped it.
-        Raises ``Full`` or ``ArenaFull`` (which names who holds the most), ``MessageTooLarge``,
-        ``Unencodable``, ``RoleTaken``, ``ShutDown``, ``Closed``.  The object was then not put."""
+        Raises ``Full`` (also where another process was stopped in a put with a key) or ``ArenaFull`` (which
+        names who holds the most), ``MessageTooLarge``, ``Unencodable``, ``RoleTaken``, ``ShutDown``,
+        ``Closed``.  The object was then not put."""
         if timeout is not None and block:
             deadline_ns(timeout)  # refuses nonsense also where nothing has to wait
         if key is not None or priority:

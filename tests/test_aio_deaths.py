@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -341,6 +342,8 @@ def test_whom_we_cannot_watch_is_asked_for_once_a_slice(monkeypatch: pytest.Monk
             assert not them.watch((1, 2))
         them.ask_again()
         assert not them.watch((1, 2))
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+        assert deaths.Deaths(asyncio.get_running_loop(), lambda: None)._most > 1 << 20
         them._most = 0
         assert not them.watch((3, 4))
         assert asked == [(1, 2), (1, 2)]
